@@ -1,0 +1,227 @@
+"""`sql/` → `Pipeline`: the relation graph that everything else is derived from.
+
+One relation a file, in RisingWave's dialect; the file's stem is the relation's name. Nothing here knows an
+engine: an engine gets the file's own text (RisingWave) or a translation of the tree (`engines.transpile`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+from recs_platform import statements
+from recs_platform.columns import Column, Origin, describe_query
+from recs_platform.errors import PipelineError
+from recs_platform.statements import Statement
+
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+VARIABLES = frozenset({
+    "kafka_bootstrap_servers", "redis_url", "postgres_host", "postgres_port", "postgres_user", "postgres_password",
+    "postgres_database", "publication", "replication_slot", "version",
+})
+
+
+class Kind(StrEnum):
+    SOURCE = "source"
+    TABLE = "table"
+    VIEW = "view"
+    SINK = "sink"
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One file of `sql/`.
+
+    `columns` are what the relation has, in order; `key` is the subset that identifies a row where one is known.
+    `options` are the connector's `WITH (…)` options, with their `${variables}` as they stand in the file.
+    """
+
+    name: str
+    kind: Kind
+    path: Path
+    statement: Statement
+    upstreams: tuple[str, ...]
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    fingerprint: str
+    query: exp.Query | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def text(self) -> str:
+        """The file as it stands."""
+        return self.statement.text
+
+    @property
+    def description(self) -> str:
+        """The comment the file begins with."""
+        return self.statement.comment
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        return self.statement.options
+
+    @property
+    def connector(self) -> str | None:
+        return self.options.get("connector")
+
+    @property
+    def is_materialized(self) -> bool:
+        """Whether an engine keeps rows for it: false for a plain view and for a database that is merely connected to."""
+        return self.statement.is_materialized
+
+    @property
+    def physical_name(self) -> str:
+        """The name it is deployed under; the public name is a plain view over it."""
+        return f"{self.name}__{self.fingerprint}"
+
+    @property
+    def topic(self) -> str | None:
+        """The Kafka topic a source reads."""
+        return self.options.get("topic") if self.connector == "kafka" else None
+
+    @property
+    def redis_name(self) -> str:
+        """The `<name>` of `recs:<name>:<version>:<row key>` that a sink writes."""
+        match = re.search(r"'recs:(\w+):\$\{version\}:", self.text)
+        if match is None:
+            raise PipelineError("a sink's key starts with 'recs:<name>:${version}:'", self.path)
+        return match[1]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """All relations, upstreams before what reads them."""
+
+    relations: Mapping[str, Relation]
+
+    @classmethod
+    def load(cls, sql_dir: Path) -> Pipeline:
+        """Reads and checks every `*.sql` below `sql_dir`.
+
+        Raises `PipelineError` with file and line: SQL that does not parse, a name that is not the file's stem,
+        one name in two files, a missing upstream or column, a cycle, an unknown `${variable}`.
+        """
+        parsed = _read(sql_dir)
+        relations: dict[str, Relation] = {}
+        for name in _in_order(parsed):
+            relations[name] = _relation(parsed[name], relations)
+        return cls(relations)
+
+    def __getitem__(self, name: str) -> Relation:
+        try:
+            return self.relations[name]
+        except KeyError:
+            raise PipelineError(f"no relation {name!r}; there are {', '.join(self.relations)}") from None
+
+    def __iter__(self) -> Iterator[Relation]:
+        return iter(self.relations.values())
+
+    def of_kind(self, kind: Kind) -> list[Relation]:
+        return [relation for relation in self if relation.kind is kind]
+
+    @property
+    def topics(self) -> dict[str, Relation]:
+        """Topic → the source that reads it."""
+        return {relation.topic: relation for relation in self if relation.topic}
+
+    @cached_property
+    def downstreams(self) -> Mapping[str, tuple[str, ...]]:
+        """Relation → those that read it directly."""
+        return {name: tuple(r.name for r in self if name in r.upstreams) for name in self.relations}
+
+    def with_ancestors(self, names: set[str]) -> list[Relation]:
+        """The named relations and everything they need, in order of deployment."""
+        wanted = set(names)
+        for relation in reversed(list(self)):
+            if relation.name in wanted:
+                wanted.update(relation.upstreams)
+        return [relation for relation in self if relation.name in wanted]
+
+    def origins(self, name: str, column: str) -> frozenset[Origin]:
+        """Where a column's values come from at last: catalog columns and event fields."""
+        found: set[Origin] = set()
+        for origin in next(c for c in self[name].columns if c.name == column).lineage:
+            found |= self._origins_of(origin)
+        return frozenset(found)
+
+    def _origins_of(self, origin: Origin) -> frozenset[Origin]:
+        if self[origin.relation].query is None:
+            return frozenset({origin})
+        deeper = self.origins(origin.relation, origin.column)
+        if origin.field is None:
+            return deeper
+        # a field taken out of a JSON column is a field of the message the column was parsed from
+        return frozenset(Origin(o.relation, o.column, origin.field) if o.field is None else o for o in deeper)
+
+
+def render(text: str, variables: Mapping[str, str]) -> str:
+    """The text with each `${name}` replaced, quotes doubled since variables stand inside SQL strings."""
+    return VARIABLE.sub(lambda match: variables.get(match[1], match[0]).replace("'", "''"), text)
+
+
+def _read(sql_dir: Path) -> dict[str, Statement]:
+    paths = sorted(sql_dir.rglob("*.sql"))
+    if not paths:
+        raise PipelineError(f"no *.sql files below {sql_dir}")
+    parsed: dict[str, Statement] = {}
+    for path in paths:
+        statement = statements.parse(path)
+        if statement.name in parsed:
+            raise PipelineError(f"{statement.name} is defined in {parsed[statement.name].path} too", path, statement.line)
+        if statement.name != path.stem:
+            raise PipelineError(f"defines {statement.name!r}, so the file must be {statement.name}.sql", path, statement.line)
+        _check_variables(statement)
+        parsed[statement.name] = statement
+    return parsed
+
+
+def _check_variables(statement: Statement) -> None:
+    for match in VARIABLE.finditer(statement.text):
+        if match[1] not in VARIABLES:
+            line = statement.text.count("\n", 0, match.start()) + 1
+            raise PipelineError(f"unknown variable {match[0]}; known: {', '.join(sorted(VARIABLES))}", statement.path, line)
+
+
+def _in_order(parsed: Mapping[str, Statement]) -> list[str]:
+    for statement in parsed.values():
+        for upstream in statement.upstreams:
+            if upstream not in parsed:
+                raise PipelineError(f"no file defines {upstream!r}", statement.path, statement.line_of(upstream))
+    try:
+        # sorted first, so that the order does not depend on the file system
+        return list(TopologicalSorter({name: sorted(parsed[name].upstreams) for name in sorted(parsed)}).static_order())
+    except CycleError as error:
+        cycle: list[str] = error.args[1]
+        first = parsed[cycle[0]]
+        raise PipelineError(f"a cycle: {' → '.join(reversed(cycle))}", first.path, first.line_of(cycle[1])) from None
+
+
+def _relation(statement: Statement, known: Mapping[str, Relation]) -> Relation:
+    upstreams = statement.upstreams
+    query, columns, key = None, statement.columns, statement.key
+    if statement.query is not None:
+        schema = {name: known[name] for name in upstreams}
+        try:
+            query, columns, key = describe_query(statement.query, {n: (r.columns, r.key) for n, r in schema.items()})
+        except SqlglotError as error:
+            raise PipelineError(str(error), statement.path, statement.line_in(str(error))) from None
+    return Relation(
+        name=statement.name, kind=Kind(statement.kind), path=statement.path, statement=statement, upstreams=upstreams,
+        columns=columns, key=key, query=query,
+        fingerprint=_fingerprint(statement, [known[name].fingerprint for name in upstreams]),
+    )
+
+
+def _fingerprint(statement: Statement, upstreams: list[str]) -> str:
+    """Eight hex digits of the tokens and the upstreams: comments and white space change nothing, a changed
+    upstream changes everything that reads it. Variables are unfilled, so a new password changes nothing."""
+    return hashlib.sha256("\0".join([*statement.tokens, *upstreams]).encode()).hexdigest()[:8]

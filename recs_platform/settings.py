@@ -1,0 +1,144 @@
+"""Settings: the only reader of the environment.
+
+Every setting is a variable `RECS_…`; the endpoints of a running stack are found in its state directory,
+so that `recs` and the serving library work in any terminal without being told a port.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from recs_platform.errors import SettingsError
+
+PACKAGE_DIR = Path(__file__).resolve().parent
+ENDPOINTS_FILE = "endpoints.json"
+
+
+def project_root() -> Path:
+    """The checkout this package is run from, or the working directory for an installed wheel."""
+    return PACKAGE_DIR.parent if (PACKAGE_DIR.parent / "sql").is_dir() else Path.cwd()
+
+
+def default_sql_dir() -> Path:
+    """`sql/` of the checkout, or the copy inside an installed wheel."""
+    checkout = project_root() / "sql"
+    return checkout if checkout.is_dir() else PACKAGE_DIR / "_sql"
+
+
+def masked(url: str) -> str:
+    """The URL with its password replaced by `***`, fit for logs, plans and metadata."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+def _setting(variable: str, default: Any, help: str, *, secret: bool = False, endpoint: bool = False) -> Any:
+    metadata = {"variable": variable, "help": help, "secret": secret, "endpoint": endpoint}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata, repr=not secret)
+    return field(default=default, metadata=metadata, repr=not secret)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one process. `Settings.load()` reads them; nothing else looks at the environment."""
+
+    state_dir: Path = _setting("RECS_STATE_DIR", lambda: project_root() / ".recs", "where the stack keeps its state and logs")
+    sql_dir: Path = _setting("RECS_SQL_DIR", default_sql_dir, "the pipeline: one relation a file")
+    kafka_bootstrap_servers: str = _setting(
+        "RECS_KAFKA_BOOTSTRAP_SERVERS", "", "your own Kafka instead of the embedded broker, host:port[,…]", endpoint=True)
+    postgres_url: str = _setting(
+        "RECS_POSTGRES_URL", "", "your own PostgreSQL instead of the embedded one, postgresql://…", secret=True, endpoint=True)
+    redis_url: str = _setting(
+        "RECS_REDIS_URL", "", "your own Redis or Valkey instead of the embedded one, redis://…", secret=True, endpoint=True)
+    engine_url: str = _setting("RECS_ENGINE_URL", "", "where the engine answers queries, grpc://127.0.0.1:port", endpoint=True)
+    engine_token: str = _setting("RECS_ENGINE_TOKEN", "", "the token queries are sent with", secret=True, endpoint=True)
+    dagster_url: str = _setting("RECS_DAGSTER_URL", "", "where the Dagster UI listens", endpoint=True)
+    kafka_port: int = _setting("RECS_KAFKA_PORT", 0, "port of the embedded broker; 0 takes a free one")
+    postgres_port: int = _setting("RECS_POSTGRES_PORT", 0, "port of the embedded PostgreSQL; 0 takes a free one")
+    redis_port: int = _setting("RECS_REDIS_PORT", 0, "port of the embedded Valkey; 0 takes a free one")
+    engine_port: int = _setting("RECS_ENGINE_PORT", 0, "port the engine answers queries on; 0 takes a free one")
+    dagster_port: int = _setting("RECS_DAGSTER_PORT", 3000, "port of the Dagster UI; taken already: a free one")
+    kafka_partitions: int = _setting("RECS_KAFKA_PARTITIONS", 4, "partitions of the topics we create")
+    publication: str = _setting("RECS_PUBLICATION", "recs", "PostgreSQL publication of the catalog tables")
+    replication_slot: str = _setting("RECS_REPLICATION_SLOT", "recs", "PostgreSQL replication slot the engine reads")
+    log_retention_hours: int = _setting(
+        "RECS_LOG_RETENTION_HOURS", 192, "how long the local engine keeps raw messages, for rebuilds")
+    engine_memory: str = _setting("RECS_ENGINE_MEMORY", "4GB", "memory limit of the local engine")
+    simulate_rate: float = _setting("RECS_SIMULATE_RATE", 50.0, "events a second of the stack's simulated shoppers; 0 for none")
+    simulate_users: int = _setting("RECS_SIMULATE_USERS", 2000, "how many simulated shoppers")
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Overrides, then the environment, then the running stack's endpoints, then defaults.
+
+        Raises `SettingsError` naming the variable whose value cannot be used.
+        """
+        environ = os.environ if environ is None else environ
+        given = {f.name: _parsed(f, environ[f.metadata["variable"]]) for f in fields(cls) if environ.get(f.metadata["variable"])}
+        settings = cls(**{**given, **overrides})
+        running = {name: value for name, value in _endpoints(settings.state_dir).items() if not getattr(settings, name)}
+        return replace(settings, **running)
+
+    def require(self, name: str) -> str:
+        """The value of an endpoint, or `SettingsError` saying how to get one."""
+        value: str = getattr(self, name)
+        if not value:
+            variable = type(self).__dataclass_fields__[name].metadata["variable"]
+            raise SettingsError(f"{variable} is not set and no stack is running in {self.state_dir}: `recs up` starts one")
+        return value
+
+    def endpoints(self) -> dict[str, str]:
+        """The endpoints (with their secrets), as kept in the state directory."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["endpoint"] and getattr(self, f.name)}
+
+    def sql_variables(self) -> dict[str, str]:
+        """What stands for each `${name}` in the SQL files, `version` excepted. Holds secrets: never print it."""
+        postgres = urlsplit(self.postgres_url or "postgresql://recs@127.0.0.1:5432/shop")
+        return {
+            "kafka_bootstrap_servers": self.kafka_bootstrap_servers,
+            "redis_url": self.redis_url,
+            "postgres_host": postgres.hostname or "127.0.0.1",
+            "postgres_port": str(postgres.port or 5432),
+            "postgres_user": postgres.username or "",
+            "postgres_password": postgres.password or "",
+            "postgres_database": postgres.path.lstrip("/"),
+            "publication": self.publication,
+            "replication_slot": self.replication_slot,
+        }
+
+
+def save_endpoints(state_dir: Path, settings: Settings) -> None:
+    """Writes the endpoints of a running stack, readable by its owner alone."""
+    path = state_dir / ENDPOINTS_FILE
+    temporary = path.with_suffix(".new")
+    temporary.touch(mode=0o600)
+    temporary.write_text(json.dumps(settings.endpoints(), indent=2))
+    temporary.replace(path)
+
+
+def _endpoints(state_dir: Path) -> dict[str, str]:
+    try:
+        found = json.loads((state_dir / ENDPOINTS_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    known = {f.name for f in fields(Settings) if f.metadata["endpoint"]}
+    return {name: value for name, value in found.items() if name in known}
+
+
+def _parsed(setting: Any, text: str) -> Any:
+    variable, default = setting.metadata["variable"], setting.default
+    try:
+        if isinstance(default, (int, float)):
+            return type(default)(text)
+    except ValueError:
+        raise SettingsError(f"{variable}={text!r}: a number is wanted ({setting.metadata['help']})") from None
+    return Path(text).expanduser().resolve() if variable.endswith("_DIR") else text

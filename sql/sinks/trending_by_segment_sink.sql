@@ -1,0 +1,11 @@
+-- recs:trending_by_segment:<version>:<window start>/<age band>/<country>
+CREATE SINK trending_by_segment_sink AS
+SELECT 'recs:trending_by_segment:${version}:' || to_char(window_start AT TIME ZONE 'UTC', 'YYYY-MM-DD') || 'T'
+    || to_char(window_start AT TIME ZONE 'UTC', 'HH24:MI:SS') || 'Z/' || segment AS key,
+  window_start,
+  segment,
+  jsonb_agg(jsonb_build_object('product_id', product_id, 'view_count', view_count) ORDER BY rank) AS products,
+  MAX(last_view) AS as_of
+FROM trending_by_segment GROUP BY window_start, segment
+WITH (connector = 'redis', primary_key = 'key', redis.url = '${redis_url}')
+FORMAT UPSERT ENCODE JSON (jsonb.handling.mode = 'dynamic') KEY ENCODE TEXT;
