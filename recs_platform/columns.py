@@ -45,9 +45,9 @@ _FUNCTION_TYPES = {
 }
 
 
-def _function_type(annotator: Any, call: exp.Anonymous) -> exp.Expression:
+def _function_type(annotator: Any, call: exp.Anonymous) -> exp.Expr:
     kind = _FUNCTION_TYPES.get(call.name.lower(), "UNKNOWN")
-    return cast(exp.Expression, annotator._set_type(call, exp.DataType.build(kind, dialect=DIALECT)))
+    return cast(exp.Expr, annotator._set_type(call, exp.DataType.build(kind, dialect=DIALECT)))
 
 
 _METADATA = {
@@ -67,11 +67,11 @@ def describe_query(
     `TUMBLE(…)` becomes a subquery on the way, so that all that follows sees plain SQL.
     Raises sqlglot's `OptimizeError` for a column no upstream has.
     """
-    schema = {name: {c.name: c.type for c in columns} for name, (columns, _) in upstreams.items()}
+    schema: dict[str, object] = {name: {c.name: c.type for c in columns} for name, (columns, _) in upstreams.items()}
     plain = expand_tumble(query.copy())
-    qualified = cast(exp.Query, qualify(
-        plain, schema=schema, dialect=DIALECT, quote_identifiers=False, identify=False, validate_qualify_columns=True))
-    typed = cast(exp.Query, annotate_types(qualified, schema=schema, dialect=DIALECT, expression_metadata=_METADATA))
+    qualified = qualify(
+        plain, schema=schema, dialect=DIALECT, quote_identifiers=False, identify=False, validate_qualify_columns=True)
+    typed = annotate_types(qualified, schema=schema, dialect=DIALECT, expression_metadata=_METADATA)
     scope = build_scope(typed)
     assert scope is not None
     columns = tuple(
@@ -96,7 +96,7 @@ def expand_tumble(query: exp.Query) -> exp.Query:
     return query
 
 
-def _type_of(select: exp.Expression) -> str:
+def _type_of(select: exp.Expr) -> str:
     kind = select.unalias().type
     return kind.sql(DIALECT) if isinstance(kind, exp.DataType) else "UNKNOWN"
 
@@ -110,7 +110,7 @@ def _lineage(scope: Scope, index: int) -> set[Origin]:
     if scope.set_operation_scopes:
         return {origin for branch in scope.set_operation_scopes for origin in _lineage(branch, index)}
     found: set[Origin] = set()
-    for column in scope.expression.selects[index].find_all(exp.Column):
+    for column in cast(exp.Select, scope.expression).selects[index].find_all(exp.Column):
         found |= _origins(scope, column)
     return found
 
@@ -119,7 +119,7 @@ def _origins(scope: Scope, column: exp.Column) -> set[Origin]:
     source = scope.sources.get(column.table)
     field = _json_field(column)
     if isinstance(source, Scope):
-        inner = source.expression.named_selects.index(column.name)
+        inner = cast(exp.Query, source.expression).named_selects.index(column.name)
         deeper = _lineage(source, inner)
         return {Origin(o.relation, o.column, field) if field and o.field is None else o for o in deeper}
     return {Origin(source.name, column.name, field)} if isinstance(source, exp.Table) else set()
@@ -142,9 +142,10 @@ def _key_of(scope: Scope, keys: Mapping[str, tuple[str, ...]]) -> tuple[str, ...
     """
     if scope.set_operation_scopes:
         branches = [_key_of(branch, keys) for branch in scope.set_operation_scopes]
-        literals = [s.alias_or_name for s in scope.set_operation_scopes[0].expression.selects if isinstance(s.unalias(), exp.Literal)]
+        first = cast(exp.Select, scope.set_operation_scopes[0].expression)
+        literals = [s.alias_or_name for s in first.selects if isinstance(s.unalias(), exp.Literal)]
         return tuple(literals) + branches[0] if literals and len(set(branches)) == 1 and branches[0] else ()
-    select = scope.expression
+    select = cast(exp.Select, scope.expression)
     group = select.args.get("group")
     if group is not None:
         wanted = [expression.sql() for expression in group.expressions]
@@ -161,7 +162,7 @@ def _key_of(scope: Scope, keys: Mapping[str, tuple[str, ...]]) -> tuple[str, ...
     return _named(select, _without_equals(select, wanted))
 
 
-def is_lookup(node: exp.Expression) -> bool:
+def is_lookup(node: exp.Expr) -> bool:
     """Whether a table stands as `FOR SYSTEM_TIME AS OF PROCTIME()`: the right side of a lookup join."""
     return isinstance(node, exp.Table) and node.args.get("version") is not None
 
@@ -190,20 +191,20 @@ def equalities(select: exp.Select) -> set[frozenset[str]]:
     return {frozenset((a, b)) for c in classes for a in c for b in c if a != b}
 
 
-def _conjuncts(condition: exp.Expression | None) -> list[exp.Expression]:
+def _conjuncts(condition: exp.Expr | None) -> list[exp.Expr]:
     if condition is None:
         return []
     return list(condition.flatten()) if isinstance(condition, exp.And) else [condition.unnest()]
 
 
-def conjuncts(condition: exp.Expression | None) -> list[exp.Expression]:
+def conjuncts(condition: exp.Expr | None) -> list[exp.Expr]:
     """The parts of a condition that are joined by AND."""
     return _conjuncts(condition)
 
 
 def _named(select: exp.Select, wanted: list[str]) -> tuple[str, ...]:
     """The output names of the wanted expressions, or () where one is not selected."""
-    names = {}
+    names: dict[str, str] = {}
     for projection in select.selects:
         names.setdefault(projection.unalias().sql(), projection.alias_or_name)
     return tuple(names[w] for w in wanted) if all(w in names for w in wanted) else ()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from recs_platform.errors import SettingsError
 
@@ -33,11 +34,8 @@ def default_sql_dir() -> Path:
 
 def masked(url: str) -> str:
     """The URL with its password replaced by `***`, fit for logs, plans and metadata."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    # up to the last @, since a password may hold a / or an @ that nobody escaped
+    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
 
 
 def _setting(variable: str, default: Any, help: str, *, secret: bool = False, endpoint: bool = False) -> Any:
@@ -85,7 +83,7 @@ class Settings:
         environ = os.environ if environ is None else environ
         given = {f.name: _parsed(f, environ[f.metadata["variable"]]) for f in fields(cls) if environ.get(f.metadata["variable"])}
         settings = cls(**{**given, **overrides})
-        running = {name: value for name, value in _endpoints(settings.state_dir).items() if not getattr(settings, name)}
+        running: dict[str, Any] = {name: value for name, value in _endpoints(settings.state_dir).items() if not getattr(settings, name)}
         return replace(settings, **running)
 
     def require(self, name: str) -> str:
@@ -108,8 +106,8 @@ class Settings:
             "redis_url": self.redis_url,
             "postgres_host": postgres.hostname or "127.0.0.1",
             "postgres_port": str(postgres.port or 5432),
-            "postgres_user": postgres.username or "",
-            "postgres_password": postgres.password or "",
+            "postgres_user": unquote(postgres.username or ""),
+            "postgres_password": unquote(postgres.password or ""),
             "postgres_database": postgres.path.lstrip("/"),
             "publication": self.publication,
             "replication_slot": self.replication_slot,

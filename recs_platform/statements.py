@@ -11,7 +11,8 @@ from pathlib import Path
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
-from sqlglot.tokens import Token, Tokenizer, TokenType
+from sqlglot.tokens import Tokenizer
+from sqlglot.tokenizer_core import Token, TokenType
 
 from recs_platform.columns import DIALECT, Column, expand_tumble
 from recs_platform.errors import PipelineError
@@ -39,6 +40,7 @@ class Statement:
     key: tuple[str, ...] = ()
     upstreams: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
+    includes: Mapping[str, str] = field(default_factory=dict)  # INCLUDE offset AS kafka_offset: kafka_offset → offset
     query: exp.Query | None = field(default=None, repr=False)
 
     def line_of(self, identifier: str) -> int:
@@ -82,7 +84,7 @@ def _statement(path: Path, text: str, tree: exp.Create, tokens: list[Token]) -> 
     return Statement(
         path=path, text=text, name=_name(tree), kind=kind, line=line, comment=_comment(text), query=query, options=options,
         tokens=tuple(_spelt(token) for token in tokens if token.token_type is not TokenType.SEMICOLON),
-        is_materialized=_is_materialized(tree, kind, options),
+        is_materialized=_is_materialized(tree, kind, options), includes=_includes(tree),
         columns=tuple(_columns(tree)), key=_key(tree),
         upstreams=_upstreams(query) if query is not None else (cdc["source"],) if cdc else (),
     )
@@ -116,9 +118,12 @@ def _columns(tree: exp.Create) -> list[Column]:
     declared = [
         Column(c.name, c.kind.sql(DIALECT)) for c in (tree.this.expressions if isinstance(tree.this, exp.Schema) else [])
         if isinstance(c, exp.ColumnDef) and c.kind is not None]
-    included = [
-        Column(p.args["alias"].name, _INCLUDED_TYPES.get(p.name.lower(), "VARCHAR")) for p in tree.find_all(exp.IncludeProperty)]
+    included = [Column(alias, _INCLUDED_TYPES.get(kind, "VARCHAR")) for alias, kind in _includes(tree).items()]
     return declared + included
+
+
+def _includes(tree: exp.Create) -> dict[str, str]:
+    return {p.args["alias"].name: p.name.lower() for p in tree.find_all(exp.IncludeProperty)}
 
 
 def _key(tree: exp.Create) -> tuple[str, ...]:
@@ -126,7 +131,7 @@ def _key(tree: exp.Create) -> tuple[str, ...]:
     primary = [c.name for c in tree.find_all(exp.ColumnDef) if c.find(exp.PrimaryKeyColumnConstraint)]
     for constraint in tree.find_all(exp.PrimaryKey):
         primary += [column.name for column in constraint.expressions]
-    included = {p.name.lower(): p.args["alias"].name for p in tree.find_all(exp.IncludeProperty)}
+    included = {kind: alias for alias, kind in _includes(tree).items()}
     if not primary and {"partition", "offset"} <= included.keys():
         return included["partition"], included["offset"]
     return tuple(primary)

@@ -23,6 +23,7 @@ from typing import cast
 import duckdb
 import orjson
 import pyarrow as pa
+from duckdb.func import FunctionNullHandling, PythonUDFType
 from sqlglot import exp
 
 from recs_platform.columns import is_lookup
@@ -59,7 +60,8 @@ def install(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(_MACROS)
     connection.create_function(
-        "rw_jsonb", _canonical_json, ["VARCHAR"], "VARCHAR", type="arrow", null_handling="special")  # type: ignore[arg-type, list-item]
+        "rw_jsonb", _canonical_json, ["VARCHAR"], "VARCHAR",
+        type=PythonUDFType.ARROW, null_handling=FunctionNullHandling.SPECIAL)
 
 
 def _canonical_json(texts: pa.Array) -> pa.Array:
@@ -74,16 +76,16 @@ def _canonical(text: str | None) -> str | None:
         return None
 
 
-def to_duckdb(query: exp.Query, path: Path | None = None) -> str:
-    """The DuckDB text of a qualified RisingWave query.
+def to_duckdb(query: exp.Expr, path: Path | None = None) -> str:
+    """The DuckDB text of a qualified RisingWave query, or of an expression of one.
 
     Raises `UnsupportedSql` naming the construct that has no exact translation.
     """
     _refuse_unknown(query, path)
-    return cast(str, _translated(query.copy(), path).sql(dialect="duckdb", identify=True))
+    return _translated(query.copy(), path).sql(dialect="duckdb", identify=True)
 
 
-def _refuse_unknown(query: exp.Query, path: Path | None) -> None:
+def _refuse_unknown(query: exp.Expr, path: Path | None) -> None:
     for node in query.walk():
         if isinstance(node, exp.Anonymous) and node.name.lower() not in _FUNCTIONS:
             raise UnsupportedSql(f"the local engine does not know {node.name}()", path)
@@ -94,7 +96,7 @@ def _refuse_unknown(query: exp.Query, path: Path | None) -> None:
             raise UnsupportedSql("LIMIT keeps rows that a streaming view cannot tell; rank with ROW_NUMBER()", path)
 
 
-def _translated(tree: exp.Expression, path: Path | None) -> exp.Expression:
+def _translated(tree: exp.Expr, path: Path | None) -> exp.Expr:
     """The tree rewritten from the leaves up; each rewritten node keeps the type of what it stands for."""
     for node in reversed(list(tree.bfs())):
         rewrite = _REWRITES.get(type(node))
@@ -107,7 +109,7 @@ def _translated(tree: exp.Expression, path: Path | None) -> exp.Expression:
     return tree
 
 
-def _call(name: str, *arguments: exp.Expression) -> exp.Anonymous:
+def _call(name: str, *arguments: exp.Expr) -> exp.Anonymous:
     return exp.Anonymous(this=name, expressions=list(arguments))
 
 
@@ -120,17 +122,19 @@ def micros(interval: exp.Interval, path: Path | None = None) -> int:
     return int(amount) * _UNITS[unit] * 1_000_000
 
 
-def is_json_list(node: exp.Expression) -> bool:
+def is_json_list(node: exp.Expr) -> bool:
     """Whether an expression is JSON that is kept as a list."""
     node = node.unnest()
     if isinstance(node, exp.Coalesce):
         return is_json_list(node.this)
     if isinstance(node, exp.DPipe | exp.Sub):
         return is_json_list(node.left)
+    if isinstance(node, exp.Anonymous) and node.name in ("list_concat", "list_filter", "list_slice"):
+        return True
     return bool(node.is_type(exp.DataType.Type.JSONB, exp.DataType.Type.JSON))
 
 
-def _cast(node: exp.Expression, path: Path | None) -> exp.Expression:
+def _cast(node: exp.Expr, path: Path | None) -> exp.Expr:
     target, inner = node.args["to"], node.this
     if target.is_type(exp.DataType.Type.JSONB, exp.DataType.Type.JSON):
         if isinstance(inner, exp.Literal):
@@ -142,17 +146,17 @@ def _cast(node: exp.Expression, path: Path | None) -> exp.Expression:
         if target.is_type(exp.DataType.Type.TIMESTAMPTZ):
             return _call("rw_timestamptz", inner)
     if isinstance(inner, exp.Anonymous) and inner.name.startswith("rw_"):  # tumble_start has the type already
-        return cast(exp.Expression, inner)
+        return inner
     return exp.TryCast(this=inner, to=target)
 
 
-def _json_literal(literal: exp.Expression, path: Path | None) -> exp.Expression:
+def _json_literal(literal: exp.Expr, path: Path | None) -> exp.Expr:
     if literal.name.strip() != "[]":
         raise UnsupportedSql(f"the local engine knows no JSON literal but '[]'::jsonb: {literal}", path)
     return exp.cast(exp.Array(expressions=[]), "VARCHAR[]", dialect="duckdb")
 
 
-def _is(node: exp.Expression, path: Path | None) -> exp.Expression:
+def _is(node: exp.Expr, path: Path | None) -> exp.Expr:
     if not isinstance(node.expression, exp.JSON):
         return node
     if str(node.expression.this).upper() != "OBJECT":
@@ -160,13 +164,13 @@ def _is(node: exp.Expression, path: Path | None) -> exp.Expression:
     return exp.EQ(this=_call("json_type", _call("rw_jsonb", node.this)), expression=exp.Literal.string("OBJECT"))
 
 
-def _table(node: exp.Expression, path: Path | None) -> exp.Expression:
+def _table(node: exp.Expr, path: Path | None) -> exp.Expr:
     if is_lookup(node):
         node.set("version", None)
     return node
 
 
-def _time_sum(node: exp.Expression, path: Path | None) -> exp.Expression:
+def _time_sum(node: exp.Expr, path: Path | None) -> exp.Expr:
     """`time ± INTERVAL` on microseconds: what DuckDB does itself for a time zone is six times slower."""
     if isinstance(node, exp.Sub) and is_json_list(node.left):
         return _call("list_filter", node.left, _lambda_not_in(node.right))
@@ -176,34 +180,34 @@ def _time_sum(node: exp.Expression, path: Path | None) -> exp.Expression:
     return _call("rw_after", node.this, exp.Literal.number(sign * micros(node.expression, path)))
 
 
-def _lambda_not_in(seen: exp.Expression) -> exp.Expression:
+def _lambda_not_in(seen: exp.Expr) -> exp.Expr:
     element = exp.to_identifier("element")
     contains = _call("list_contains", _call("coalesce", seen, exp.Array(expressions=[])), exp.column("element"))
     return exp.Lambda(this=exp.Not(this=contains), expressions=[element])
 
 
-def _concatenation(node: exp.Expression, path: Path | None) -> exp.Expression:
+def _concatenation(node: exp.Expr, path: Path | None) -> exp.Expr:
     return _call("list_concat", node.this, node.expression) if is_json_list(node) else node
 
 
-def _function(node: exp.Expression, path: Path | None) -> exp.Expression:
+def _function(node: exp.Expr, path: Path | None) -> exp.Expr:
     return _FUNCTIONS[node.name.lower()](node, path)
 
 
-def _convert_from(call: exp.Expression, path: Path | None) -> exp.Expression:
+def _convert_from(call: exp.Expr, path: Path | None) -> exp.Expr:
     if len(call.expressions) != 2 or call.expressions[1].name.upper() not in ("UTF8", "UTF-8"):
         raise UnsupportedSql("the local engine knows convert_from(…, 'UTF8') alone", path)
     return _call("try", _call("decode", call.expressions[0]))
 
 
-def _tumble(call: exp.Expression, path: Path | None) -> exp.Expression:
+def _tumble(call: exp.Expr, path: Path | None) -> exp.Expr:
     column, width = call.expressions
     length = micros(width, path)
     start = _call("rw_tumble_start", column, exp.Literal.number(length))
     return start if call.name.lower() == "tumble_start" else _call("rw_after", start, exp.Literal.number(length))
 
 
-def _path_query_array(call: exp.Expression, path: Path | None) -> exp.Expression:
+def _path_query_array(call: exp.Expr, path: Path | None) -> exp.Expr:
     bounds = re.fullmatch(r"\$\[(\d+) to (\d+)\]", call.expressions[1].name)
     if bounds is None:
         raise UnsupportedSql(f"jsonb_path_query_array: '$[m to n]' is wanted, not {call.expressions[1]}", path)
@@ -211,21 +215,22 @@ def _path_query_array(call: exp.Expression, path: Path | None) -> exp.Expression
     return _call("list_slice", call.expressions[0], exp.Literal.number(first), exp.Literal.number(last))
 
 
-def _to_jsonb(call: exp.Expression, path: Path | None) -> exp.Expression:
-    if not call.expressions[0].is_type(exp.DataType.Type.ARRAY):
+def _to_jsonb(call: exp.Expr, path: Path | None) -> exp.Expr:
+    array: exp.Expr = call.expressions[0]
+    if not array.is_type(exp.DataType.Type.ARRAY):
         raise UnsupportedSql("the local engine knows to_jsonb() of an array alone", path)
-    return call.expressions[0]
+    return array
 
 
-def _jsonb_agg(call: exp.Expression, path: Path | None) -> exp.Expression:
+def _jsonb_agg(call: exp.Expr, path: Path | None) -> exp.Expr:
     return _call("to_json", _call("list", *call.expressions))
 
 
-def _renamed(name: str) -> Callable[[exp.Expression, Path | None], exp.Expression]:
+def _renamed(name: str) -> Callable[[exp.Expr, Path | None], exp.Expr]:
     return lambda call, path: _call(name, *call.expressions)
 
 
-_FUNCTIONS: dict[str, Callable[[exp.Expression, Path | None], exp.Expression]] = {
+_FUNCTIONS: dict[str, Callable[[exp.Expr, Path | None], exp.Expr]] = {
     "convert_from": _convert_from,
     "tumble_start": _tumble,
     "tumble_end": _tumble,
@@ -237,7 +242,7 @@ _FUNCTIONS: dict[str, Callable[[exp.Expression, Path | None], exp.Expression]] =
     "proctime": _renamed("proctime"),
 }
 
-_REWRITES: dict[type[exp.Expression], Callable[[exp.Expression, Path | None], exp.Expression]] = {
+_REWRITES: dict[type[exp.Expr], Callable[[exp.Expr, Path | None], exp.Expr]] = {
     exp.Cast: _cast,
     exp.Is: _is,
     exp.Table: _table,

@@ -1,0 +1,134 @@
+"""Product files: CSV, TSV or JSON Lines, checked value by value before anything reaches the catalog."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, TextIO
+
+from recs_platform.errors import SourceError
+from recs_platform.tabular import open_text, rows
+
+COLUMNS = ("product_id", "name", "category", "price", "description", "image_url", "in_stock")
+REQUIRED = ("product_id", "name")
+
+_PRICE_LIMIT = Decimal(10) ** 10  # numeric(12, 2)
+_TRUTH = {"": True, "true": True, "t": True, "yes": True, "y": True, "1": True,
+          "false": False, "f": False, "no": False, "n": False, "0": False}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ProductFile:
+    """The columns of the catalog a file has, its rows in that order, and the columns that mean nothing to us."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[object, ...]]
+    ignored_columns: tuple[str, ...]
+
+
+def read_products(path: Path) -> ProductFile:
+    """Reads and checks the whole file. Raises `SourceError` naming file, line and column of what cannot be used."""
+    with open_text(path) as text:
+        is_json = text.readline().lstrip().startswith("{")
+        text.seek(0)
+        names, records = _json_lines(path, text) if is_json else _delimited(path, text)
+        missing = [column for column in REQUIRED if column not in names]
+        if missing:
+            raise SourceError(f"{path}: no column {' and no '.join(missing)}; it has {', '.join(names)}")
+        columns = tuple(column for column in COLUMNS if column in names)
+        ignored = tuple(name for name in names if name not in COLUMNS)
+        return ProductFile(columns, list(_checked(path, columns, records)), ignored)
+
+
+Record = tuple[int, Mapping[str, str]]
+
+
+def _delimited(path: Path, text: TextIO) -> tuple[list[str], Iterable[Record]]:
+    header, lines = rows(path, text)
+    return header, ((number, dict(zip(header, fields, strict=True))) for number, fields in lines)
+
+
+def _json_lines(path: Path, text: TextIO) -> tuple[list[str], Iterable[Record]]:
+    """Values become the text a CSV file would hold; a field of one line is a column of the file."""
+    records = [(number, _record(path, number, line)) for number, line in enumerate(text, 1) if line.strip()]
+    return list({name: None for _, record in records for name in record}), records
+
+
+def _record(path: Path, number: int, line: str) -> dict[str, str]:
+    try:
+        found = json.loads(line, parse_float=str, parse_int=str)
+    except ValueError as error:
+        raise SourceError(f"{path}:{number}: not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise SourceError(f"{path}:{number}: a JSON object is wanted, not {line.strip()[:40]}")
+    return {name: _as_text(path, number, name, value) for name, value in found.items()}
+
+
+def _as_text(path: Path, number: int, name: str, value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "" if value is None else str(value).lower()
+    if isinstance(value, str) or name not in COLUMNS:
+        return str(value)
+    raise SourceError(f"{path}:{number}: {name}: a single value is wanted, not {json.dumps(value)[:40]}")
+
+
+def _checked(path: Path, columns: tuple[str, ...], records: Iterable[Record]) -> Iterator[tuple[object, ...]]:
+    seen: dict[str, int] = {}
+    for number, record in records:
+        yield tuple(_value(path, number, column, record.get(column, "").strip()) for column in columns)
+        product_id = record["product_id"].strip()
+        if product_id in seen:
+            raise SourceError(f"{path}:{number}: product_id: {product_id!r} is on line {seen[product_id]} already")
+        seen[product_id] = number
+
+
+def _value(path: Path, number: int, column: str, text: str) -> object:
+    try:
+        return _CHECKS[column](text)
+    except ValueError as error:
+        raise SourceError(f"{path}:{number}: {column}: {error}") from None
+
+
+def _required(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty")
+    return _optional(text) or ""
+
+
+def _optional(text: str) -> str | None:
+    if "\0" in text:
+        raise ValueError("holds a NUL character, which PostgreSQL cannot store")
+    return text or None
+
+
+def _price(text: str) -> Decimal | None:
+    if not text:
+        return None
+    try:
+        price = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"{text!r} is not a price; a number such as 19.90 is wanted") from None
+    if not price.is_finite() or not 0 <= price < _PRICE_LIMIT:
+        raise ValueError(f"{text!r} is not a price from 0 to {_PRICE_LIMIT:,}")
+    return price
+
+
+def _in_stock(text: str) -> bool:
+    try:
+        return _TRUTH[text.lower()]
+    except KeyError:
+        raise ValueError(f"{text!r} is neither true nor false") from None
+
+
+_CHECKS: dict[str, Callable[[str], object]] = {
+    "product_id": _required,
+    "name": _required,
+    "category": _optional,
+    "price": _price,
+    "description": _optional,
+    "image_url": _optional,
+    "in_stock": _in_stock,
+}

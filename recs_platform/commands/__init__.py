@@ -1,0 +1,1 @@
+"""The commands of `recs`, one module a theme."""

@@ -1,0 +1,244 @@
+"""`recs up`, `recs down`, `recs status`: the embedded stack, from nothing to healthy and back."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+from rich.table import Table
+
+from recs_platform.errors import RecsError
+from recs_platform.settings import Settings
+from recs_platform.stack import control
+from recs_platform.stack.parts import PARTS
+from recs_platform.stack.process import marked
+from recs_platform.stack.state import PartState, StackState, State, load, supervisor_pid
+
+COLOURS = {State.HEALTHY: "green", State.UNHEALTHY: "red", State.FAILING: "red", State.RESTARTING: "yellow"}
+BROKER_WARNING_BYTES = 1_000_000_000
+
+
+@click.command()
+@click.option("--detach", is_flag=True, help="Come back once all is healthy; `recs down` stops it later.")
+@click.option("--only", multiple=True, type=click.Choice(PARTS), help="Start only this part (may be repeated).")
+@click.option("--rate", type=click.FloatRange(min=0), help="Events a second of the simulated shoppers, 0 for none.")
+@click.option("--users", type=click.IntRange(1), help="How many simulated shoppers.")
+@click.option("--timeout", default=180.0, show_default=True, help="Seconds to wait for all to be healthy.")
+def up(detach: bool, only: tuple[str, ...], rate: float | None, users: int | None, timeout: float) -> None:
+    """Start everything and watch it work; ctrl-C stops everything.
+
+    Starts PostgreSQL, Valkey, a Kafka broker, the engine, simulated shoppers and Dagster on this machine, each part
+    watched and started again if it dies. A part whose URL you set (RECS_KAFKA_BOOTSTRAP_SERVERS, RECS_POSTGRES_URL,
+    RECS_REDIS_URL) is yours: it is used and not started. When a stack runs already, this one only looks at it.
+    """
+    state_dir, stop = Settings.load().state_dir, _stop_on_signals()
+    given = {"RECS_SIMULATE_RATE": rate, "RECS_SIMULATE_USERS": users}
+    with _reported():
+        mine = control.start_stack(state_dir, only, {name: str(v) for name, v in given.items() if v is not None})
+        click.echo(f"{'Starting' if mine else 'Found a stack running'} in {state_dir}")
+        stays = not mine
+        try:
+            _show_coming_up(state_dir, stop, timeout)
+            stays = stays or detach
+            if not detach:
+                _watch(state_dir, stop)
+        except KeyboardInterrupt:
+            pass
+        except RecsError:
+            stays = stays or detach
+            raise
+        finally:
+            _leave(state_dir, stays)
+
+
+@click.command()
+def down() -> None:
+    """Stop everything `recs up` started, and leave no process behind. The data stays."""
+    with _reported():
+        if not _stop(Settings.load().state_dir):
+            click.echo("Nothing was running.")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.pass_context
+def status(context: click.Context, as_json: bool) -> None:
+    """How every part of the running stack is. Exit code 0 when all is healthy, 1 otherwise."""
+    settings = Settings.load()
+    stack = control.read_stack(settings.state_dir)
+    if stack is None:
+        message = _why_not_running(settings.state_dir)
+        click.echo(json.dumps({"healthy": False, "problem": message}) if as_json else message)
+        context.exit(1)
+    engine = _engine_facts(settings) if any(part.name == "engine" for part in stack.parts) else {}
+    healthy = stack.healthy and not engine.get("problems")
+    if as_json:
+        click.echo(json.dumps(_as_json(stack, engine, healthy), indent=2))
+    else:
+        _print_status(settings, stack, engine)
+    context.exit(0 if healthy else 1)
+
+
+class _ComingUp:
+    """Prints a line when a part becomes healthy or gets into trouble, and keeps what is awaited in the last line."""
+
+    def __init__(self, console: Console, status: Status, stop: threading.Event) -> None:
+        self._console, self._status, self._stop = console, status, stop
+        self._seen: dict[str, State] = {}
+
+    def __call__(self, stack: StackState) -> None:
+        if self._stop.is_set():
+            raise KeyboardInterrupt
+        for part in stack.parts:
+            if part.state is not self._seen.get(part.name) and part.state in COLOURS:
+                self._console.print(_line(part), highlight=False, soft_wrap=True)
+            self._seen[part.name] = part.state
+        awaited = [f"{p.name} ({p.problem or p.state})" for p in stack.parts if p.state is not State.HEALTHY]
+        self._status.update(escape(f"waiting for {', '.join(awaited)}"))
+
+
+def _show_coming_up(state_dir: Path, stop: threading.Event, timeout: float) -> None:
+    console = Console()
+    with console.status("starting") as line:
+        control.await_healthy(state_dir, _ComingUp(console, line, stop), timeout)
+
+
+def _watch(state_dir: Path, stop: threading.Event) -> None:
+    """The live screen, until `stop`; meanwhile a supervisor that was killed is replaced."""
+    settings = Settings.load()
+    watcher = threading.Thread(target=_keep_supervised, args=(state_dir, stop), daemon=True)
+    watcher.start()
+    click.echo(f"All healthy. Dagster: {settings.dagster_url or 'not started'}. ctrl-C to leave.")
+    if Console().is_terminal and settings.engine_url:
+        from recs_platform.stack import screen
+        screen.run(settings, stop)
+    stop.wait()
+    watcher.join()
+
+
+def _keep_supervised(state_dir: Path, stop: threading.Event) -> None:
+    while not stop.wait(0.5):
+        if supervisor_pid(state_dir) is None:
+            state = load(state_dir)
+            if state is None or state.state is State.STOPPED:
+                stop.set()  # `recs down` in another terminal
+            else:
+                control.start_stack(state_dir, [part.name for part in state.parts])
+
+
+def _leave(state_dir: Path, stays: bool) -> None:
+    if not stays:
+        _stop(state_dir)
+    elif supervisor_pid(state_dir) is not None:
+        click.echo("The stack goes on in the background; `recs down` stops it.")
+
+
+def _stop(state_dir: Path) -> bool:
+    seen = set[str]()
+
+    def show(stack: StackState) -> None:
+        for part in stack.parts:
+            if part.state is State.STOPPING and part.name not in seen:
+                seen.add(part.name)
+                click.echo(f"stopping {part.name}")
+
+    stopped = control.stop_stack(state_dir, show)
+    if stopped:
+        click.echo("Stopped.")
+    return stopped
+
+
+def _stop_on_signals() -> threading.Event:
+    """Set by ctrl-C, by SIGTERM and by the terminal going away; a second ctrl-C does not cut the stopping short."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    try:
+        yield
+    except RecsError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _why_not_running(state_dir: Path) -> str:
+    if orphans := marked(state_dir):
+        left = ", ".join(orphans)
+        return f"The supervisor is gone, but {left} still run: `recs up` takes them over, `recs down` stops them."
+    state = load(state_dir)
+    last = f" The last start failed: {state.problem}" if state and state.problem else ""
+    return f"No stack is running in {state_dir}: `recs up` starts one.{last}"
+
+
+def _engine_facts(settings: Settings) -> dict[str, Any]:
+    from recs_platform.engines.local.client import LocalEngine  # imports Arrow: not for every command
+    try:
+        with LocalEngine(settings, timeout=5) as engine:
+            return engine.status()
+    except RecsError as error:
+        return {"problems": {"engine": str(error)}}
+
+
+def _as_json(stack: StackState, engine: dict[str, Any], healthy: bool) -> dict[str, Any]:
+    parts = [{**asdict(part), "memory_bytes": control.memory(part)} for part in stack.parts]
+    return {**asdict(stack), "healthy": healthy, "parts": parts, "engine": engine}
+
+
+def _line(part: PartState) -> str:
+    restarts = f" (started again {part.restarts} times)" if part.restarts else ""
+    mine = "yours" if part.yours else f"pid {part.pid}" if part.pid else ""
+    colour = COLOURS.get(part.state, "default")
+    return f"[{colour}]{part.state:>10}[/] {part.name:<18} {escape(part.problem or part.url)} [dim]{mine}{restarts}[/]"
+
+
+def _print_status(settings: Settings, stack: StackState, engine: dict[str, Any]) -> None:
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("part", "state", "address", "pid", "since", "restarts", "memory"):
+        table.add_column(heading, overflow="fold")
+    for part in stack.parts:
+        colour, used = COLOURS.get(part.state, "yellow"), control.memory(part)
+        table.add_row(
+            part.name, f"[{colour}]{part.state}[/]", escape(part.url), "yours" if part.yours else str(part.pid or ""),
+            _ago(part.since), str(part.restarts), f"{used / 1e6:,.0f} MB" if used else "")
+        if part.name == "broker" and used and used > BROKER_WARNING_BYTES:
+            console.print("[yellow]The broker keeps every message in memory; `recs down` and `recs up` empty it.[/]")
+    console.print(table)
+    for part in stack.parts:
+        if part.problem:
+            console.print(f"{part.name}: {part.problem}" + (f" (log: {part.log})" if part.log else ""), markup=False)
+    _print_engine(console, engine)
+    console.print(f"state and logs: {settings.state_dir}", markup=False, highlight=False)
+
+
+def _print_engine(console: Console, engine: dict[str, Any]) -> None:
+    facts = {
+        "events/s": engine.get("events_per_second"), "lag": engine.get("lag"),
+        "freshness p50 ms": engine.get("freshness_p50_ms"), "p99 ms": engine.get("freshness_p99_ms"),
+    }
+    known = [f"{name} {value:,.0f}" for name, value in facts.items() if isinstance(value, int | float)]
+    if known:
+        console.print("engine: " + ", ".join(known))
+    for part, problem in (engine.get("problems") or {}).items():
+        console.print(f"engine: {part}: {problem}", markup=False)
+
+
+def _ago(since: str) -> str:
+    seconds = int((datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds())
+    minutes, seconds = divmod(max(seconds, 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes}m" if hours else f"{minutes}m {seconds}s" if minutes else f"{seconds}s"

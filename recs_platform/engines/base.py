@@ -1,0 +1,42 @@
+"""The one seam to a stream engine: few verbs, real implementations, one contract suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from recs_platform.plan import Plan
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """How engines differ, as facts; code asks for the fact, never for the engine's name."""
+
+    name: str
+    has_arrow_results: bool
+    repeats_key_in_documents: bool  # a sink's JSON document holds its own key too
+    keeps_history_for_rebuilds: bool  # rebuilds a view of a topic further back than the topic reaches
+
+
+class StreamEngine(Protocol):
+    """What the platform asks of an engine. Each verb raises `EngineUnavailable` when the engine does not answer."""
+
+    capabilities: Capabilities
+
+    def deployed(self) -> dict[str, str]:
+        """Public name → live fingerprint of every relation."""
+
+    def plan(self, rebuild: Iterable[str] = ()) -> Plan:
+        """What `apply` would do: `sql/` as it is now against what is deployed."""
+
+    def apply(self, rebuild: Iterable[str] = ()) -> Plan:
+        """Makes what is deployed what `sql/` says, and returns the plan that did it."""
+
+    def query(self, sql: str, params: Sequence[object] | None = None) -> pa.Table:
+        """Rows of any relation; `params` are bound to `$1`, `$2`, …. Raises `QueryError` for SQL it refuses."""
+
+    def status(self) -> dict[str, Any]:
+        """Progress and sizes: see `LocalEngine.status` for the fields."""

@@ -1,0 +1,114 @@
+"""The local engine as other processes see it: `StreamEngine` over Arrow Flight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import flight
+
+from recs_platform.engines.base import Capabilities
+from recs_platform.errors import EngineError, EngineUnavailable, QueryError
+from recs_platform.plan import Action, Plan, Step
+from recs_platform.settings import Settings
+
+
+class LocalEngine:
+    """Talks to the engine of the stack the settings name. Use it as a context manager or `close()` it."""
+
+    capabilities = Capabilities(
+        name="local", has_arrow_results=True, repeats_key_in_documents=False, keeps_history_for_rebuilds=True)
+
+    def __init__(self, settings: Settings | None = None, timeout: float = 30.0) -> None:
+        """Raises `SettingsError` when no engine is known. `timeout` is in seconds, per call."""
+        settings = settings or Settings.load()
+        self.url = settings.require("engine_url")
+        self._client = flight.FlightClient(self.url)
+        self._options = flight.FlightCallOptions(
+            timeout=timeout, headers=[(b"authorization", f"Bearer {settings.engine_token}".encode())])
+        self._patient = flight.FlightCallOptions(
+            timeout=max(timeout, 300.0), headers=[(b"authorization", f"Bearer {settings.engine_token}".encode())])
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def query(self, sql: str, params: Sequence[object] | None = None) -> pa.Table:
+        """Rows as an Arrow table; `params` are bound to `$1`, `$2`, ….
+
+        Raises `QueryError` for SQL the engine refuses, `EngineUnavailable` when it does not answer.
+        """
+        ticket = flight.Ticket(json.dumps({"sql": sql, "params": [_plain(p) for p in params or ()]}).encode())
+        try:
+            return self._client.do_get(ticket, self._options).read_all()
+        except flight.FlightError as error:
+            raise self._translated(error, QueryError) from None
+        except pa.ArrowException as error:
+            raise self._translated(error, QueryError) from None
+
+    def deployed(self) -> dict[str, str]:
+        answer: dict[str, str] = self._action("deployed")
+        return answer
+
+    def plan(self, rebuild: Iterable[str] = ()) -> Plan:
+        return _plan(self._action("plan", rebuild=list(rebuild)))
+
+    def apply(self, rebuild: Iterable[str] = ()) -> Plan:
+        return _plan(self._action("apply", rebuild=list(rebuild)))
+
+    def health(self) -> dict[str, Any]:
+        """`{"pid": …}` as soon as the engine ticks. Raises `EngineUnavailable` before."""
+        answer: dict[str, Any] = self._action("health")
+        return answer
+
+    def status(self) -> dict[str, Any]:
+        """What the engine knows of itself.
+
+        `events_per_second`, `messages`, `ticks`, `tick_p50_ms`, `tick_p99_ms`, `freshness_p50_ms`, `freshness_p99_ms`
+        (newest message sent → Redis written), `lag` (messages not taken in) and `partitions`, `problems` (part → what is
+        wrong), `redis_writes`, `memory_bytes`, `cpu_seconds`, and `relations`: name, kind, fingerprint, rows, mode,
+        deployed_at, changed_at.
+        """
+        answer: dict[str, Any] = self._action("status")
+        return answer
+
+    def _action(self, name: str, **request: Any) -> Any:
+        try:
+            results = list(self._client.do_action(flight.Action(name, json.dumps(request).encode()), self._patient))
+        except (flight.FlightError, pa.ArrowException) as error:
+            raise self._translated(error, EngineError) from None
+        return json.loads(results[0].body.to_pybytes())
+
+    def _translated(self, error: Exception, refused: type[EngineError]) -> EngineError:
+        if isinstance(error, flight.FlightUnauthenticatedError):
+            return EngineError(f"the engine at {self.url} refused the token: RECS_ENGINE_TOKEN is not the one it was started with")
+        if isinstance(error, flight.FlightUnavailableError | flight.FlightTimedOutError):
+            return EngineUnavailable(f"the engine at {self.url} does not answer: `recs status` shows what runs, `recs up` starts it")
+        text = str(error)
+        for word in ("query refused: ", "plan refused: ", "apply refused: ", "status refused: "):
+            text = text.partition(word)[2] or text
+        return refused(text.partition(". Detail: Failed")[0].partition(". gRPC client debug context")[0])
+
+
+def _plain(value: object) -> object:
+    """A parameter as JSON can carry it; the engine casts text to a time or a number where the query wants one."""
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, bytes):
+        raise QueryError("a parameter of bytes is not supported: compare with from_hex($1) and pass the hex text")
+    return value
+
+
+def _plan(steps: list[dict[str, str]]) -> Plan:
+    return Plan(tuple(Step(Action(s["action"]), s["name"], s["fingerprint"], s["reason"]) for s in steps))

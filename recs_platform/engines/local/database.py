@@ -1,0 +1,346 @@
+"""The engine's DuckDB file: deployed relations, their rows, and where reading stands, all in one transaction a tick.
+
+Nothing here talks to Kafka, PostgreSQL or Redis. What a tick takes in is handed over as Arrow tables; what it
+changed in the sinks is left in `recs.dirty` until the sink writer says that Redis has it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+from sqlglot import exp
+
+from recs_platform.columns import DIALECT
+from recs_platform.engines import transpile
+from recs_platform.engines.local.cdc import TableChanges
+from recs_platform.engines.local.intake import Position
+from recs_platform.engines.local.refresh import Refresher, apply_changes, delta_table, quoted
+from recs_platform.errors import UnsupportedSql
+from recs_platform.pipeline import Kind, Pipeline, Relation
+from recs_platform.plan import Action, Plan, make_plan
+
+_STATE = """
+CREATE SCHEMA IF NOT EXISTS recs;
+CREATE TABLE IF NOT EXISTS recs.deployed (
+  name VARCHAR PRIMARY KEY, kind VARCHAR, fingerprint VARCHAR, deployed_at TIMESTAMPTZ, changed_at TIMESTAMPTZ);
+CREATE TABLE IF NOT EXISTS recs.positions (
+  topic VARCHAR, kafka_partition INTEGER, next_offset BIGINT, incarnation VARCHAR, PRIMARY KEY (topic, kafka_partition));
+CREATE TABLE IF NOT EXISTS recs.facts (name VARCHAR PRIMARY KEY, value VARCHAR);
+CREATE TABLE IF NOT EXISTS recs.dirty (sink VARCHAR, key VARCHAR);
+CREATE TABLE IF NOT EXISTS recs.prefixes (name VARCHAR, version VARCHAR, is_live BOOLEAN, PRIMARY KEY (name, version));
+"""
+
+
+@dataclass(frozen=True)
+class TickInput:
+    """What one tick takes in: messages by topic, catalog changes by table, and where reading stands afterwards."""
+
+    messages: Mapping[str, pa.Table] = field(default_factory=dict)
+    positions: Sequence[Position] = ()
+    changes: Mapping[str, TableChanges] = field(default_factory=dict)
+    lsn: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.messages or self.positions or self.changes or self.lsn is not None)
+
+
+@dataclass(frozen=True)
+class TickResult:
+    """Public names of the relations that changed, messages taken in, and how long it took in seconds."""
+
+    changed: tuple[str, ...]
+    messages: int
+    seconds: float
+
+
+class Database:
+    """Owns the DuckDB file. One thread ticks; others read through `reader()`."""
+
+    def __init__(self, path: Path | str = ":memory:", memory_limit: str = "4GB") -> None:
+        self.connection = duckdb.connect(str(path), config={"memory_limit": memory_limit, "threads": 2})
+        self.connection.execute("SET preserve_insertion_order = false")
+        transpile.install(self.connection)
+        self.connection.execute(_STATE)
+        self.connection.execute("SET enable_external_access = false")
+        self.pipeline = Pipeline({})
+        self.refreshers: list[Refresher] = []
+        self._then = self._saved_time()
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def reader(self) -> duckdb.DuckDBPyConnection:
+        """A cursor for another thread. It sees what is committed."""
+        return self.connection.cursor()
+
+    @contextmanager
+    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        self.connection.execute("BEGIN")
+        try:
+            yield self.connection
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT")
+
+    # -- deploying ------------------------------------------------------------------------------------------------
+
+    def deployed(self) -> dict[str, str]:
+        """Public name → live fingerprint."""
+        return dict(self.connection.execute("SELECT name, fingerprint FROM recs.deployed").fetchall())
+
+    def plan(self, pipeline: Pipeline, rebuild: Iterable[str] = ()) -> Plan:
+        return make_plan(pipeline, self.deployed(), rebuild)
+
+    def deploy(self, pipeline: Pipeline, now: datetime, rebuild: Iterable[str] = ()) -> Plan:
+        """Makes the deployed relations those of the pipeline, whole or not at all.
+
+        Raises `UnsupportedSql` for a relation the local engine could not keep right; nothing has changed then.
+        """
+        refreshers = [Refresher(r, pipeline) for r in pipeline if r.query is not None and r.is_materialized]
+        plan = self.plan(pipeline, rebuild)
+        with self.transaction() as connection:
+            self._set_time(now)
+            for step in plan.of(Action.CREATE):
+                self._create(pipeline[step.name], pipeline, {r.relation.name: r for r in refreshers}, now)
+            for step in plan.of(Action.DROP):
+                self._drop(step.name, step.fingerprint, gone=step.name not in pipeline.relations)
+            for relation in pipeline:
+                if relation.is_materialized or relation.query is not None:
+                    connection.execute(
+                        f"CREATE OR REPLACE VIEW {quoted(relation.name)} AS SELECT * FROM {quoted(relation.physical_name)}")
+        self.pipeline, self.refreshers = pipeline, refreshers
+        return plan
+
+    def _create(self, relation: Relation, pipeline: Pipeline, refreshers: Mapping[str, Refresher], now: datetime) -> None:
+        if relation.name in refreshers:
+            refreshers[relation.name].create(self.connection)
+        elif relation.query is not None:
+            self.connection.execute(f"CREATE OR REPLACE VIEW {quoted(relation.physical_name)} AS {_over_physical(relation, pipeline)}")
+        else:
+            _check_source(relation)
+            columns = ", ".join(f"{quoted(c.name)} {_duckdb_type(c.type)}" for c in relation.columns)
+            self.connection.execute(f"CREATE TABLE IF NOT EXISTS {quoted(relation.physical_name)} ({columns})")
+            self.connection.execute("DELETE FROM recs.facts WHERE name = ?", [_snapshot_fact(relation)])
+        if relation.kind is Kind.SINK:
+            self._new_prefix(relation)
+        self.connection.execute(
+            "INSERT OR REPLACE INTO recs.deployed VALUES (?, ?, ?, ?, ?)",
+            [relation.name, str(relation.kind), relation.fingerprint, now, now])
+
+    def _new_prefix(self, sink: Relation) -> None:
+        """All keys of a new sink are to be written; readers go over once they are."""
+        self.connection.execute(
+            "INSERT OR IGNORE INTO recs.prefixes VALUES (?, ?, false)", [sink.redis_name, sink.fingerprint])
+        self.mark_all_dirty(sink)
+
+    def _drop(self, name: str, fingerprint: str, gone: bool) -> None:
+        physical = f"{name}__{fingerprint}"
+        views = self.connection.execute("SELECT 1 FROM duckdb_views() WHERE view_name = ?", [physical]).fetchall()
+        self.connection.execute(f"DROP {'VIEW' if views else 'TABLE'} IF EXISTS {quoted(physical)}")
+        self.connection.execute("DELETE FROM recs.dirty WHERE sink = ?", [physical])
+        if gone:
+            self.connection.execute(f"DROP VIEW IF EXISTS {quoted(name)}")
+            self.connection.execute("DELETE FROM recs.deployed WHERE name = ?", [name])
+
+    # -- ticking --------------------------------------------------------------------------------------------------
+
+    def tick(self, now: datetime, taken: TickInput | None = None, flushed: bool = False) -> TickResult:
+        """One round: take in, refresh every view, note what the sinks must write; one transaction.
+
+        `now` never goes back. `flushed`: Redis has all that was dirty before this tick.
+        """
+        started = time.perf_counter()
+        taken = taken or TickInput()
+        now = max(now, self._then)
+        self.connection.execute("BEGIN")
+        try:
+            self._set_time(now)
+            if flushed:
+                self.connection.execute("DELETE FROM recs.dirty")
+            changed = self._take_in(taken)
+            for refresher in self.refreshers:
+                if refresher.refresh(self.connection, changed):
+                    changed.add(refresher.table)
+            self._note(now, taken, changed)
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT" if taken or changed or flushed else "ROLLBACK")
+        self._then = now
+        names = tuple(physical.rpartition("__")[0] for physical in changed)
+        return TickResult(names, sum(t.num_rows for t in taken.messages.values()), time.perf_counter() - started)
+
+    def load_snapshot(self, table: str, batches: Iterable[pa.Table], now: datetime) -> None:
+        """Replaces a catalog table by a snapshot (all columns as text) and refreshes what reads it."""
+        rows = pa.concat_tables(list(batches))
+        self.tick(now, TickInput(changes={table: TableChanges(truncated=True, upserts=rows, deletes=None)}))
+        self.set_fact(_snapshot_fact(self.pipeline[table]), "loaded")
+
+    def has_snapshot(self, table: str) -> bool:
+        return self.fact(_snapshot_fact(self.pipeline[table])) is not None
+
+    def trim_logs(self, before: datetime) -> None:
+        """Forgets raw messages received before then; the views built from them stay."""
+        with self.transaction() as connection:
+            for source in self.pipeline.topics.values():
+                received = next(alias for alias, kind in source.statement.includes.items() if kind == "timestamp")
+                connection.execute(f"DELETE FROM {quoted(source.physical_name)} WHERE {quoted(received)} < ?", [before])
+
+    def _set_time(self, now: datetime) -> None:
+        self.connection.execute(f"SET VARIABLE now = TIMESTAMPTZ '{now.isoformat()}'")
+        self.connection.execute(f"SET VARIABLE \"then\" = TIMESTAMPTZ '{self._then.isoformat()}'")
+
+    def _take_in(self, taken: TickInput) -> set[str]:
+        changed = set()
+        for topic, messages in taken.messages.items():
+            if messages.num_rows:
+                changed.add(self._append_log(self.pipeline.topics[topic], messages))
+        for name, changes in taken.changes.items():
+            relation = self.pipeline[name]
+            if self._apply_catalog(relation, changes):
+                changed.add(relation.physical_name)
+        return changed
+
+    def _append_log(self, source: Relation, messages: pa.Table) -> str:
+        names = {"partition": "kafka_partition", "offset": "kafka_offset", "timestamp": "received_at", "key": "kafka_key"}
+        selected = ", ".join(
+            quoted(names[source.statement.includes[c.name]] if c.name in source.statement.includes else "payload")
+            + f" AS {quoted(c.name)}" for c in source.columns)
+        delta = delta_table(source.physical_name)
+        with self._registered("messages", messages):
+            self.connection.execute(
+                f"CREATE OR REPLACE TEMP TABLE {quoted('delta_' + source.physical_name)} AS SELECT {selected}, 1 AS _sign FROM messages")
+        self.connection.execute(f"INSERT INTO {quoted(source.physical_name)} SELECT * EXCLUDE (_sign) FROM {delta}")
+        return source.physical_name
+
+    def _apply_catalog(self, relation: Relation, changes: TableChanges) -> bool:
+        table, key = quoted(relation.physical_name), relation.key
+        same = " AND ".join(f"r.{quoted(k)} = t.{quoted(k)}" for k in key)
+        typed = ", ".join(
+            f"TRY_CAST({quoted(c.name)} AS {_duckdb_type(c.type)}) AS {quoted(c.name)}" for c in relation.columns)
+        keys = ", ".join(f"TRY_CAST({quoted(c.name)} AS {_duckdb_type(c.type)}) AS {quoted(c.name)}"
+                         for c in relation.columns if c.name in key)
+        upserts = _with_columns(changes.upserts, [c.name for c in relation.columns])
+        deletes = _with_columns(changes.deletes, list(key))
+        with self._registered("upserts", upserts), self._registered("deletes", deletes):
+            self.connection.execute(f"CREATE OR REPLACE TEMP TABLE fresh AS SELECT {typed} FROM upserts")
+            self.connection.execute(
+                f"CREATE OR REPLACE TEMP TABLE touched AS SELECT {keys} FROM upserts UNION SELECT {keys} FROM deletes")
+        condition = "true" if changes.truncated else f"EXISTS (SELECT 1 FROM temp.touched AS t WHERE {same})"
+        self.connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE stale AS SELECT r.rowid AS _rowid, r.* FROM {table} AS r WHERE {condition}")
+        return apply_changes(self.connection, relation.physical_name, [c.name for c in relation.columns])
+
+    @contextmanager
+    def _registered(self, name: str, table: pa.Table) -> Iterator[None]:
+        self.connection.register(name, table)
+        try:
+            yield
+        finally:
+            self.connection.unregister(name)
+
+    def _note(self, now: datetime, taken: TickInput, changed: set[str]) -> None:
+        connection = self.connection
+        for sink in self.sinks():
+            if sink.physical_name in changed:
+                connection.execute(
+                    f"INSERT INTO recs.dirty SELECT DISTINCT '{sink.physical_name}', key FROM {delta_table(sink.physical_name)}")
+        if changed:
+            marks = ", ".join("?" for _ in changed)
+            connection.execute(
+                f"UPDATE recs.deployed SET changed_at = ? WHERE name || '__' || fingerprint IN ({marks})", [now, *sorted(changed)])
+        for p in taken.positions:
+            connection.execute(
+                "INSERT OR REPLACE INTO recs.positions VALUES (?, ?, ?, ?)", [p.topic, p.partition, p.offset, p.incarnation])
+        if taken.lsn is not None:
+            self.set_fact("lsn", str(taken.lsn))
+        if taken or changed:
+            self.set_fact("time", now.isoformat())
+
+    # -- what others ask ------------------------------------------------------------------------------------------
+
+    def sinks(self) -> list[Relation]:
+        return self.pipeline.of_kind(Kind.SINK)
+
+    def positions(self) -> list[Position]:
+        rows = self.connection.execute("SELECT topic, kafka_partition, next_offset, incarnation FROM recs.positions").fetchall()
+        return [Position(*row) for row in rows]
+
+    def fact(self, name: str) -> str | None:
+        row = self.connection.execute("SELECT value FROM recs.facts WHERE name = ?", [name]).fetchone()
+        return row[0] if row else None
+
+    def set_fact(self, name: str, value: str) -> None:
+        self.connection.execute("INSERT OR REPLACE INTO recs.facts VALUES (?, ?)", [name, value])
+
+    def mark_all_dirty(self, sink: Relation) -> None:
+        table = quoted(sink.physical_name)
+        self.connection.execute(f"INSERT INTO recs.dirty SELECT '{sink.physical_name}', key FROM {table}")
+
+    def dirty_documents(self, sink: Relation) -> list[tuple[str, str | None]]:
+        """Keys to write with their JSON documents; None where the key must go."""
+        return self.connection.execute(
+            f"SELECT d.key, CASE WHEN s.key IS NOT NULL THEN {_document(sink)} END "
+            f"FROM (SELECT DISTINCT key FROM recs.dirty WHERE sink = '{sink.physical_name}') AS d "
+            f"LEFT JOIN {quoted(sink.physical_name)} AS s ON d.key = s.key").fetchall()
+
+    def _saved_time(self) -> datetime:
+        saved = self.fact("time")
+        return datetime.fromisoformat(saved) if saved else datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=1)
+
+
+def _document(sink: Relation) -> str:
+    """SQL for the JSON document of a sink's row: every column but the key, times as RisingWave writes them."""
+    parts = []
+    for column in sink.columns:
+        if column.name == "key":
+            continue
+        value = f"s.{quoted(column.name)}"
+        if column.type == "TIMESTAMPTZ":
+            value = f"strftime({value} AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%fZ')"
+        parts.append(f"'{column.name}', {value}")
+    return f"json_object({', '.join(parts)})::VARCHAR"
+
+
+def _snapshot_fact(table: Relation) -> str:
+    return f"snapshot:{table.physical_name}"
+
+
+def _over_physical(relation: Relation, pipeline: Pipeline) -> str:
+    assert relation.query is not None
+    query = relation.query.copy()
+    for table in list(query.find_all(exp.Table)):
+        table.set("this", exp.to_identifier(pipeline[table.name].physical_name))
+    return transpile.to_duckdb(query, relation.path)
+
+
+def _duckdb_type(name: str) -> str:
+    kind = exp.DataType.build(name, dialect=DIALECT)
+    return "BLOB" if name == "BYTEA" else kind.sql("duckdb")
+
+
+def _check_source(relation: Relation) -> None:
+    if relation.connector == "kafka":
+        declared = [c for c in relation.columns if c.name not in relation.statement.includes]
+        if [c.type for c in declared] != ["BYTEA"] or not {"partition", "offset", "timestamp"} <= set(relation.statement.includes.values()):
+            raise UnsupportedSql(
+                "the local engine reads Kafka as one BYTEA column with INCLUDE partition, offset and timestamp "
+                "(FORMAT PLAIN ENCODE BYTES)", relation.path)
+    elif "table" not in relation.options:
+        raise UnsupportedSql("a source is Kafka (connector = 'kafka') or a table of a PostgreSQL source", relation.path)
+
+
+def _with_columns(table: pa.Table | None, names: list[str]) -> pa.Table:
+    """The table with exactly these columns as text; one PostgreSQL does not have is NULL."""
+    if table is None:
+        return pa.table({name: pa.array([], pa.string()) for name in names})
+    missing = pa.nulls(table.num_rows, pa.string())
+    return pa.table({name: table[name] if name in table.column_names else missing for name in names})

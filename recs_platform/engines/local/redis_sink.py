@@ -1,0 +1,138 @@
+"""Carries what the sinks changed into Redis, and keeps Redis what the sinks say.
+
+At least once: what a tick changed stays marked in the engine's file until Redis has taken it; a key written
+twice is the same key. A Redis that lost its memory (another server, or the pointers gone) is filled anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import redis
+
+from recs_platform.engines.local.database import Database
+from recs_platform.pipeline import Relation
+from recs_platform.serving import keys
+from recs_platform.settings import masked
+
+_CHUNK = 1_000
+_LOOK_EVERY = 1.0  # seconds between looks at whether Redis is still the one that was filled
+_RETRY_EVERY = 0.5  # seconds between tries while Redis is away
+_RUN_ID = "redis_run_id"
+
+
+class RedisSink:
+    """Writes what is dirty. `problem` says what is wrong, None while all is well."""
+
+    def __init__(self, url: str, database: Database) -> None:
+        self._redis = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2, decode_responses=True)
+        self._address = masked(url)
+        self._database = database
+        self._next_look = 0.0
+        self._retry_at = 0.0
+        self._run_id = database.fact(_RUN_ID)
+        self.problem: str | None = None
+        self.written = 0
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def flush(self) -> bool:
+        """Writes every dirty key; returns whether Redis has everything now. Never raises for a Redis that is away."""
+        if time.monotonic() < self._retry_at:
+            return False
+        try:
+            self._look()
+            for sink in self._database.sinks():
+                self._write(sink)
+                self._go_over(sink)
+            self._drop_old_prefixes()
+        except redis.RedisError as error:
+            self.problem = f"Redis at {self._address}: {error}"
+            self._retry_at = time.monotonic() + _RETRY_EVERY
+            self._next_look = 0.0
+            return False
+        self.problem = None
+        return True
+
+    def _write(self, sink: Relation) -> None:
+        documents = iter(self._database.dirty_documents(sink))
+        while chunk := list(islice(documents, _CHUNK)):
+            pipeline = self._redis.pipeline(transaction=False)
+            for key, document in chunk:
+                pipeline.set(key, document) if document is not None else pipeline.unlink(key)
+            pipeline.execute()
+            self.written += len(chunk)
+
+    def _go_over(self, sink: Relation) -> None:
+        """The pointer is set only when all keys of the new version are there: that is the whole switch."""
+        connection = self._database.connection
+        live = connection.execute(
+            "SELECT is_live FROM recs.prefixes WHERE name = ? AND version = ?", [sink.redis_name, sink.fingerprint]).fetchone()
+        if live and live[0]:
+            return
+        self._verify(sink)
+        self._redis.set(keys.marker(sink.redis_name, sink.fingerprint), "1")
+        self._redis.set(keys.pointer(sink.redis_name), sink.fingerprint)
+        connection.execute("UPDATE recs.prefixes SET is_live = (version = ?) WHERE name = ?", [sink.fingerprint, sink.redis_name])
+
+    def _verify(self, sink: Relation) -> None:
+        """Removes keys under the prefix that no row stands for; a key that is missing is an error to be retried."""
+        rows = self._database.connection.execute(f'SELECT key FROM "{sink.physical_name}"').fetchall()
+        wanted = {key for (key,) in rows}
+        found = set(self._scan(sink.redis_name, sink.fingerprint))
+        self._unlink(sorted(found - wanted))
+        if missing := wanted - found:
+            self._database.mark_all_dirty(sink)
+            raise redis.RedisError(f"{len(missing)} keys of {sink.redis_name} are missing after they were written")
+
+    def _look(self) -> None:
+        """Is this the Redis that was filled? A restarted server may have lost writes, an emptied one has no pointers."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _LOOK_EVERY
+        run_id = str(self._redis.info("server")["run_id"])
+        sinks = self._database.sinks()
+        pointers = self._redis.mget([keys.pointer(s.redis_name) for s in sinks]) if sinks else []
+        live = self._live_versions()
+        for sink, pointer in zip(sinks, pointers, strict=True):
+            if sink.redis_name in live and (run_id != self._run_id or pointer != live[sink.redis_name]):
+                self._refill(sink)
+        if run_id != self._run_id:
+            self._database.set_fact(_RUN_ID, run_id)
+            self._run_id = run_id
+
+    def _refill(self, sink: Relation) -> None:
+        self._database.mark_all_dirty(sink)
+        self._database.connection.execute("UPDATE recs.prefixes SET is_live = false WHERE name = ?", [sink.redis_name])
+
+    def _live_versions(self) -> dict[str, str]:
+        rows = self._database.connection.execute("SELECT name, version FROM recs.prefixes WHERE is_live").fetchall()
+        return dict(rows)
+
+    def _drop_old_prefixes(self) -> None:
+        connection = self._database.connection
+        live = self._live_versions()
+        wanted = {sink.redis_name for sink in self._database.sinks()}
+        for name, version in connection.execute("SELECT name, version FROM recs.prefixes WHERE NOT is_live").fetchall():
+            if name in live or name not in wanted:
+                self._remove(name, version)
+        for name, version in live.items():
+            if name not in wanted:
+                self._redis.unlink(keys.pointer(name))
+                self._remove(name, version)
+
+    def _remove(self, name: str, version: str) -> None:
+        self._unlink(self._scan(name, version))
+        self._redis.unlink(keys.marker(name, version))
+        self._database.connection.execute("DELETE FROM recs.prefixes WHERE name = ? AND version = ?", [name, version])
+
+    def _scan(self, name: str, version: str) -> Iterator[str]:
+        return iter(self._redis.scan_iter(match=keys.prefix(name, version) + "*", count=_CHUNK))
+
+    def _unlink(self, found: Sequence[str] | Iterator[str]) -> None:
+        remaining = iter(found)
+        while chunk := list(islice(remaining, _CHUNK)):
+            self._redis.unlink(*chunk)

@@ -1,0 +1,122 @@
+"""Answers for the engine over Arrow Flight, on loopback, to whoever has the token."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import duckdb
+import psutil
+import pyarrow as pa
+from pyarrow import flight
+
+from recs_platform.engines.local.engine import Engine
+from recs_platform.engines.local.refresh import quoted
+from recs_platform.errors import RecsError
+from recs_platform.plan import Plan
+
+MAX_ROWS = 1_000_000  # a query's result; more is cut off with an error, not silently
+
+
+class TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+    """Turns away every call without the token."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self._token = token
+
+    def start_call(self, info: Any, headers: dict[str, list[str]]) -> None:
+        given = (headers.get("authorization") or [""])[0]
+        if not secrets.compare_digest(given, f"Bearer {self._token}"):
+            raise flight.FlightUnauthenticatedError("the engine's token is missing or wrong")
+
+
+class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
+    """`do_get` answers SQL; `do_action` answers status, deployed, plan and apply, each as JSON."""
+
+    def __init__(self, engine: Engine, location: str, token: str) -> None:
+        super().__init__(location, middleware={"token": TokenCheck(token)})
+        self._engine = engine
+        self._actions: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "health": lambda _: {"pid": os.getpid()},
+            "status": lambda _: self.status(),
+            "deployed": lambda _: self._with_cursor(lambda c: dict(c.execute("SELECT name, fingerprint FROM recs.deployed").fetchall())),
+            "plan": lambda request: _as_json(engine.ask(lambda: engine.plan(request.get("rebuild", ())))),
+            "apply": lambda request: _as_json(engine.ask(lambda: engine.apply(request.get("rebuild", ())))),
+        }
+
+    def do_get(self, context: Any, ticket: flight.Ticket) -> flight.RecordBatchStream:
+        request = json.loads(ticket.ticket)
+        try:
+            result = self._with_cursor(lambda cursor: _run(cursor, request["sql"], request.get("params") or []))
+        except duckdb.Error as error:
+            raise flight.FlightServerError(f"query refused: {error}") from None
+        return flight.RecordBatchStream(result)
+
+    def do_action(self, context: Any, action: flight.Action) -> Iterator[flight.Result]:
+        handler = self._actions.get(action.type)
+        if handler is None:
+            raise flight.FlightServerError(f"no action {action.type!r}; there are {', '.join(self._actions)}")
+        request = json.loads(action.body.to_pybytes() or b"{}")
+        try:
+            answer = handler(request)
+        except (RecsError, duckdb.Error) as error:
+            raise flight.FlightServerError(f"{action.type} refused: {error}") from None
+        yield flight.Result(json.dumps(answer).encode())
+
+    def status(self) -> dict[str, Any]:
+        """What `LocalEngine.status` documents."""
+        process = psutil.Process()
+        return {
+            "pid": process.pid, "memory_bytes": process.memory_info().rss, "cpu_seconds": sum(process.cpu_times()[:2]),
+            **self._engine.meter.figures(),
+            "lag": self._engine.lag(), "partitions": self._engine.lags, "problems": dict(self._engine.problems),
+            "redis_writes": self._engine.sink.written, "relations": self._with_cursor(self._relations),
+        }
+
+    def _relations(self, cursor: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+        modes = {r.relation.name: str(r.mode) for r in self._engine.database.refreshers}
+        rows = cursor.execute("SELECT name, kind, fingerprint, deployed_at, changed_at FROM recs.deployed ORDER BY name").fetchall()
+        return [
+            {"name": name, "kind": kind, "fingerprint": fingerprint, "deployed_at": deployed.isoformat(),
+             "changed_at": changed.isoformat(), "mode": modes.get(name), "rows": _count(cursor, f"{name}__{fingerprint}", name in modes)}
+            for name, kind, fingerprint, deployed, changed in rows]
+
+    def _with_cursor(self, work: Callable[[duckdb.DuckDBPyConnection], Any]) -> Any:
+        """Reads what is committed, in a transaction that cannot write."""
+        cursor = self._engine.database.reader()
+        try:
+            cursor.execute("SET TimeZone = 'UTC'")
+            cursor.execute("BEGIN TRANSACTION READ ONLY")
+            try:
+                return work(cursor)
+            finally:
+                cursor.execute("ROLLBACK")
+        finally:
+            cursor.close()
+
+
+def _count(cursor: duckdb.DuckDBPyConnection, physical: str, keeps_rows: bool) -> int | None:
+    """Rows a relation keeps; a plain view keeps none."""
+    views = cursor.execute("SELECT 1 FROM duckdb_views() WHERE view_name = ?", [physical]).fetchone()
+    if views:
+        return None
+    row = cursor.execute(f"SELECT count(*) FROM {quoted(physical)}").fetchone()
+    return int(row[0]) if row else None
+
+
+def _run(cursor: duckdb.DuckDBPyConnection, sql: str, params: list[Any]) -> pa.Table:
+    statements = cursor.extract_statements(sql)
+    if len(statements) != 1 or statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+        raise duckdb.InvalidInputException("one SELECT is wanted; the pipeline is changed in sql/")
+    result: pa.Table = cursor.execute(statements[0], params).to_arrow_table()
+    if result.num_rows > MAX_ROWS:
+        raise duckdb.InvalidInputException(f"{result.num_rows:,} rows, at most {MAX_ROWS:,}: add a LIMIT or aggregate")
+    return result
+
+
+def _as_json(plan: Plan) -> list[dict[str, str]]:
+    return [{"action": str(s.action), "name": s.name, "fingerprint": s.fingerprint, "reason": s.reason} for s in plan.steps]

@@ -1,0 +1,246 @@
+"""After every tick each view holds exactly what its whole query gives: the property the local engine stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recs_platform.engines.local.database import Database
+from recs_platform.engines.local.incremental import Mode, analyse
+from recs_platform.errors import UnsupportedSql
+from recs_platform.pipeline import Pipeline
+from recs_platform.settings import default_sql_dir
+from recs_platform_tests.feeding import Feeder, differences, utc
+
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+PRODUCTS = [f"p{i}" for i in range(8)]
+CATEGORIES = ["shoes", "bags", "hats", None]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline.load(default_sql_dir())
+
+
+@pytest.fixture
+def database(pipeline: Pipeline) -> Iterator[Database]:
+    database = Database()
+    database.deploy(pipeline, START)
+    yield database
+    database.close()
+
+
+ages = st.one_of(st.integers(0, 3600), st.sampled_from([3599, 3600, 86_399, 86_400, 172_800, 176_400]), st.integers(0, 200_000))
+views = st.fixed_dictionaries(
+    {
+        "event_type": st.sampled_from(["page_view", "page_view", "page_view", "click", "search"]),
+        "user_id": st.integers(1, 4),
+        "product_id": st.sampled_from([*PRODUCTS, "gone"]),
+        "age": ages,
+    }
+)
+products = st.fixed_dictionaries(
+    {
+        "product_id": st.sampled_from(PRODUCTS),
+        "category": st.sampled_from(CATEGORIES),
+        "in_stock": st.booleans(),
+        "price": st.sampled_from([None, 1.5]),
+        "name": st.just("n"),
+    }
+)
+ticks = st.fixed_dictionaries(
+    {
+        "pause": st.sampled_from([1, 30, 1800, 3600, 40_000, 90_000]),
+        "activity": st.lists(views, max_size=8),
+        "purchases": st.lists(views, max_size=6),
+        "products": st.lists(products, max_size=3, unique_by=lambda p: p["product_id"]),
+        "dropped": st.lists(st.sampled_from(PRODUCTS), max_size=1),
+        "truncated": st.sampled_from([False, False, False, True]),
+    }
+)
+
+
+def sent(event: dict[str, object], now: datetime, **more: object) -> dict[str, object]:
+    return {k: v for k, v in event.items() if k != "age"} | {"timestamp": utc(now - timedelta(seconds=int(str(event["age"]))))} | more
+
+
+@given(history=st.lists(ticks, min_size=1, max_size=6))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_incremental_equals_full_after_every_tick(history: list[dict[str, list[dict[str, object]]]], pipeline: Pipeline) -> None:
+    database, now = Database(), START
+    database.deploy(pipeline, now)
+    feeder = Feeder(database)
+    for tick in history:
+        now += timedelta(seconds=int(str(tick["pause"])))
+        kept = {str(p["product_id"]) for p in tick["products"]}
+        feeder.tick(
+            now,
+            [sent(e, now) for e in tick["activity"]],
+            [sent(e, now, event_type="purchase") for e in tick["purchases"]],
+            feeder.catalog_changes(
+                "product_catalog", tick["products"], [d for d in tick["dropped"] if d not in kept], bool(tick["truncated"])
+            ),
+        )
+        assert differences(database) == {}
+    database.close()
+
+
+def test_rows_leave_by_the_clock_alone(database: Database) -> None:
+    feeder = Feeder(database)
+    feeder.tick(START, [{"event_type": "page_view", "user_id": 1, "product_id": "p1", "timestamp": utc(START)}])
+    assert len(feeder.rows("FROM recent_views")) == 1
+
+    feeder.tick(START + timedelta(hours=24))
+    assert feeder.rows("FROM recent_views") == []
+    assert len(feeder.rows("FROM trending_products")) == 1, "windows are kept 48 hours"
+
+    feeder.tick(START + timedelta(hours=48))
+    assert feeder.rows("FROM trending_products") == []
+    assert differences(database) == {}
+
+
+def test_a_window_expires_whole(database: Database) -> None:
+    feeder = Feeder(database)
+    minutes = [0, 20, 59]
+    late = [START + timedelta(minutes=m) for m in minutes]
+    feeder.tick(late[-1], [{"event_type": "page_view", "user_id": 1, "product_id": "p1", "timestamp": utc(t)} for t in late])
+    feeder.tick(START + timedelta(hours=47, minutes=59))
+    assert feeder.rows("SELECT view_count FROM trending_products") == [(3,)]
+    feeder.tick(START + timedelta(hours=48, minutes=1))
+    assert feeder.rows("FROM trending_products") == []
+
+
+def test_ten_of_a_window_ties_settled_by_product_id(database: Database) -> None:
+    feeder = Feeder(database)
+    ids = [f"p{i:02}" for i in range(14)]
+    feeder.tick(START, [{"event_type": "page_view", "user_id": 1, "product_id": p, "timestamp": utc(START)} for p in reversed(ids)])
+    assert feeder.rows("SELECT product_id FROM trending_products ORDER BY rank") == [(p,) for p in ids[:10]]
+
+
+def test_a_segment_is_the_one_the_shopper_was_in(database: Database) -> None:
+    feeder = Feeder(database)
+    view = {"event_type": "page_view", "user_id": 1, "product_id": "p1", "timestamp": utc(START)}
+    young = {"user_id": 1, "age_band": "18-24", "country": "DE"}
+    feeder.tick(START, catalog=feeder.catalog_changes("customers", [young]))
+    feeder.tick(START + timedelta(seconds=1), [view])
+    feeder.tick(START + timedelta(seconds=2), catalog=feeder.catalog_changes("customers", [young | {"country": "FR"}]))
+    feeder.tick(START + timedelta(seconds=3), [view])
+    assert feeder.rows("SELECT segment, view_count FROM trending_by_segment ORDER BY ALL") == [("18-24/DE", 1), ("18-24/FR", 1)]
+
+
+def test_a_lookup_touches_only_the_shopper_who_acts(database: Database) -> None:
+    feeder = Feeder(database)
+    shelf = [{"product_id": p, "name": p, "category": "shoes", "in_stock": True} for p in PRODUCTS]
+    feeder.tick(START, catalog=feeder.catalog_changes("product_catalog", shelf))
+    for user in (1, 2):
+        feeder.tick(START, [{"event_type": "page_view", "user_id": user, "product_id": "p0", "timestamp": utc(START)}])
+    feeder.tick(START, catalog=feeder.catalog_changes("product_catalog", deletes=["p1"]))
+    feeder.tick(START, [{"event_type": "page_view", "user_id": 2, "product_id": "p2", "timestamp": utc(START)}])
+    lists = dict(feeder.rows("SELECT user_id, recommended_products FROM user_recommendations"))
+    assert lists[1] == ["p1", "p2", "p3", "p4", "p5", "p6", "p7"], "an idle shopper keeps the list of the last visit"
+    assert lists[2] == ["p3", "p4", "p5", "p6", "p7"]
+
+
+def test_rows_survive_when_the_log_is_trimmed(database: Database) -> None:
+    feeder = Feeder(database)
+    feeder.tick(START, [{"event_type": "page_view", "user_id": 1, "product_id": "p1", "timestamp": utc(START)}, b"not json"])
+    database.trim_logs(START + timedelta(seconds=1))
+    feeder.tick(START + timedelta(seconds=2))
+    assert feeder.rows("SELECT count(*) FROM user_activity_raw") == [(0,)]
+    assert feeder.rows("SELECT count(*) FROM user_activity") == [(1,)]
+    assert feeder.rows("SELECT reason FROM dead_letters") == [("not a JSON object",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "key"),
+    [
+        ("user_activity", Mode.APPEND, None),
+        ("dead_letters", Mode.APPEND, None),
+        ("segment_views", Mode.LINEAR, ("kafka_partition", "kafka_offset")),
+        ("product_views_by_window", Mode.KEYED, ("window_start", "product_id")),
+        ("trending_products", Mode.KEYED, ("window_start",)),
+        ("category_candidates", Mode.KEYED, ("category",)),
+        ("also_bought", Mode.KEYED, ("product_id",)),
+        ("user_recommendations", Mode.KEYED, ("user_id",)),
+    ],
+)
+def test_the_refresh_key_is_found(pipeline: Pipeline, name: str, mode: Mode, key: tuple[str, ...] | None) -> None:
+    analysis = analyse(pipeline[name], pipeline)
+    assert analysis.mode is mode
+    if key is not None:
+        assert analysis.key == key
+
+
+def test_no_view_of_the_pipeline_is_recomputed_in_full(database: Database) -> None:
+    assert [r.relation.name for r in database.refreshers if r.mode is Mode.FULL] == []
+
+
+VARIANTS = {
+    "joined_outer": (
+        "SELECT p.product_id, p.name, COALESCE(v.view_count, 0) AS view_count FROM product_catalog p "
+        "LEFT JOIN product_popularity v ON p.product_id = v.product_id"
+    ),
+    "counted_in_all": "SELECT COUNT(*) AS views, MAX(event_time) AS last FROM user_activity WHERE event_type = 'page_view'",
+    "by_category": (
+        "SELECT p.category, COUNT(*) AS views, MIN(a.event_time) AS first_view FROM user_activity a "
+        "JOIN product_catalog p ON a.product_id = p.product_id WHERE a.event_time > NOW() - INTERVAL '2 hours' GROUP BY p.category"
+    ),
+    "both_kinds": (
+        "SELECT user_id, product_id, COUNT(*) AS times FROM (SELECT user_id, product_id FROM user_activity "
+        "UNION ALL SELECT user_id, product_id FROM purchases) AS acts GROUP BY user_id, product_id"
+    ),
+    "steps": (
+        "SELECT user_id, product_id, event_time, kafka_offset, LAG(product_id, 1) OVER "
+        "(PARTITION BY user_id ORDER BY event_time, kafka_offset) AS previous FROM user_activity WHERE event_type = 'page_view'"
+    ),
+    "never_bought": (
+        "SELECT r.user_id, r.product_id FROM recent_views r LEFT JOIN purchases_by_shopper b "
+        "ON r.user_id = b.user_id AND r.product_id = b.product_id WHERE b.product_id IS NULL"
+    ),
+    "old_enough": "SELECT product_id, event_time, kafka_partition, kafka_offset FROM user_activity WHERE event_time <= NOW() - INTERVAL '1 hour'",
+}
+
+
+@given(history=st.lists(ticks, min_size=1, max_size=5))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+def test_incremental_equals_full_for_other_shapes_of_query(
+    history: list[dict[str, list[dict[str, object]]]], wider: Pipeline
+) -> None:
+    test_incremental_equals_full_after_every_tick.hypothesis.inner_test(history, wider)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def wider(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """The pipeline with a view more for each shape of query."""
+    directory = tmp_path_factory.mktemp("sql")
+    for path in default_sql_dir().rglob("*.sql"):
+        (directory / path.name).write_text(path.read_text())
+    for name, query in VARIANTS.items():
+        (directory / f"{name}.sql").write_text(f"CREATE MATERIALIZED VIEW {name} AS {query};")
+    return Pipeline.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("SELECT segment, COUNT(*) AS n FROM (SELECT c.country AS segment FROM user_activity a "
+         "JOIN customers FOR SYSTEM_TIME AS OF PROCTIME() AS c ON a.user_id = c.user_id) AS s GROUP BY segment", "lookup join"),
+        ("SELECT product_id, received_at FROM user_activity ORDER BY received_at LIMIT 3", "LIMIT"),
+        ("SELECT user_id, generate_series(1, 3) AS n FROM user_activity", "does not know"),
+    ],
+)
+def test_what_cannot_be_kept_right_is_refused(tmp_path: Path, query: str, reason: str) -> None:
+    for path in default_sql_dir().rglob("*.sql"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "refused.sql").write_text(f"CREATE MATERIALIZED VIEW refused AS {query};")
+    database = Database()
+    with pytest.raises(UnsupportedSql, match=reason) as raised:
+        database.deploy(Pipeline.load(tmp_path), START)
+    assert "refused.sql" in str(raised.value)
+    assert database.deployed() == {}
+    database.close()
