@@ -366,7 +366,7 @@ def test_the_state_is_read_as_it_was_written_and_anything_else_as_none(tmp_path:
 
 
 def test_a_service_that_ends_at_once_is_reported_with_its_log(tmp_path: Path) -> None:
-    service = Service("crashing", lambda: None, command=("/bin/sh", "-c", "echo what went wrong; exit 3"))
+    service = Service("crashing", _never_answers, command=("/bin/sh", "-c", "echo what went wrong; exit 3"))
     with pytest.raises(StackError, match="what went wrong"), running(service, tmp_path):
         pytest.fail("it never answered")
 
@@ -393,6 +393,10 @@ def test_root_runs_postgres_as_nobody_even_from_places_nobody_can_enter(
             assert found.home in found.programs.parents
     finally:
         shutil.rmtree(found.home)
+
+
+def _never_answers() -> None:
+    raise StackError("nobody there")
 
 
 def _topics(settings: Settings) -> set[str]:

@@ -20,7 +20,7 @@ def valkey(directory: Path, port: int) -> Service:
     command = (
         str(program), "--bind", HOST, "--port", str(port), "--dir", str(directory),
         "--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--daemonize", "no",
-        "--set-proc-title", "no")  # a title is written over the environment, and with it the mark processes are found by
+        "--set-proc-title", "no")  # a title would be written over the environment, and so over the mark
     return Service(
         "valkey", lambda: probe_redis(url), url, command,
         prepare=lambda: directory.mkdir(mode=0o700, parents=True, exist_ok=True))

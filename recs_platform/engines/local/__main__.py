@@ -32,7 +32,7 @@ def main() -> int:
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    path = settings.state_dir / "engine" / "recs.duckdb"
+    path = settings.state_dir / "engine.duckdb"
     path.parent.mkdir(parents=True, exist_ok=True)
     database = Database(path, settings.engine_memory)
     engine = Engine(settings, database)

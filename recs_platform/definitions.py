@@ -1,0 +1,12 @@
+"""What Dagster loads: the thin faces in `defs/`, put together. Nothing here is in the path of the data."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from recs_platform.defs import observe, resources, stream
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    return dg.Definitions.merge(*(module.definitions() for module in (resources, stream, observe)))

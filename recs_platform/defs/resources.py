@@ -1,0 +1,31 @@
+"""Where the running stack is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from recs_platform.engines.base import StreamEngine
+from recs_platform.engines.local.client import LocalEngine
+from recs_platform.settings import Settings
+
+
+class Platform:
+    """The way to the stack. Looked up at each use: a stack that was started again may answer elsewhere."""
+
+    def settings(self) -> Settings:
+        """Raises `SettingsError` for a variable that cannot be used."""
+        return Settings.load()
+
+    @contextmanager
+    def engine(self, timeout: float = 30.0) -> Iterator[StreamEngine]:
+        """The stream engine. Raises `SettingsError` when none is known; `timeout` is in seconds, per call."""
+        with LocalEngine(self.settings(), timeout) as engine:
+            yield engine
+
+
+@dg.definitions
+def definitions() -> dg.Definitions:
+    return dg.Definitions(resources={"platform": Platform()})

@@ -1,0 +1,92 @@
+"""Boxes of the lineage and readings of them, in Dagster's words."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from recs_platform.lineage import Key, Lineage, LineageColumn, Node, Place
+from recs_platform.pipeline import Kind, Relation
+from recs_platform.readings import Reading
+from recs_platform.serving import keys
+from recs_platform.settings import project_root
+
+OURS, THEIRS = "team:recommendations", "team:shop"
+
+DEPLOY_WHEN_CHANGED = (
+    (dg.AutomationCondition.code_version_changed()
+     | (dg.AutomationCondition.missing() & ~dg.AutomationCondition.execution_failed()))
+    & ~dg.AutomationCondition.any_deps_missing()
+    & ~dg.AutomationCondition.in_progress()
+).with_label("its SQL has changed, or nobody has seen it deployed")
+"""Nothing that moves in the data asks for a run, and a deployment that failed waits for a person or for new SQL."""
+
+MetadataMapping = dict[str, dg.MetadataValue[object]]
+
+
+def asset_spec(node: Node, lineage: Lineage) -> dg.AssetSpec:
+    """A topic or catalog table as an external asset, a relation as one that a run deploys."""
+    relation = node.relation
+    return dg.AssetSpec(
+        dg.AssetKey(node.key), deps=[dg.AssetKey(key) for key in node.upstreams], description=node.description or None,
+        group_name=node.group, kinds=set(node.kinds), owners=[OURS if relation else THEIRS],
+        metadata={**_column_metadata(node, lineage), **(_relation_metadata(relation) if relation else {})},
+        code_version=relation.fingerprint if relation else None, skippable=relation is not None,
+        automation_condition=DEPLOY_WHEN_CHANGED if relation else None)
+
+
+def reading_metadata(reading: Reading) -> MetadataMapping:
+    """Numbers as numbers, so that Dagster plots them over time."""
+    found: MetadataMapping = {name: dg.MetadataValue.text(text) for name, text in reading.state.items()}
+    for name, number in reading.numbers.items():
+        label = "dagster/row_count" if name == "rows" else name
+        found[label] = dg.MetadataValue.int(number) if isinstance(number, int) else dg.MetadataValue.float(number)
+    if reading.changed_at:
+        found["changed_at"] = dg.MetadataValue.timestamp(reading.changed_at)
+    return found
+
+
+def _column_metadata(node: Node, lineage: Lineage) -> MetadataMapping:
+    if not node.columns:
+        return {}
+    key = node.relation.key if node.relation else ()
+    columns = [
+        dg.TableColumn(
+            column.name, column.type, _whence(node.key, column, lineage),
+            constraints=dg.TableColumnConstraints(other=["key"]) if column.name in key else None)
+        for column in node.columns]
+    deps = {
+        column.name: [dg.TableColumnDep(dg.AssetKey(key), name) for key, name in column.sources]
+        for column in node.columns if column.sources}
+    schema = {"dagster/column_schema": dg.MetadataValue.table_schema(dg.TableSchema(columns))}
+    return schema | ({"dagster/column_lineage": dg.MetadataValue.column_lineage(dg.TableColumnLineage(deps))} if deps else {})
+
+
+def _whence(key: Key, column: LineageColumn, lineage: Lineage) -> str | None:
+    """Where a column's values come from, in a line: the open-source UI draws no column lineage."""
+    direct, last = set(column.sources), lineage.origins((key, column.name))
+    if not direct:
+        return None
+    line = f"from {_listed(direct)}"
+    return line if direct == last else f"{line}; at first {_listed(last)}"
+
+
+def _listed(places: set[Place] | frozenset[Place]) -> str:
+    return ", ".join(f"`{'/'.join(key)}.{name}`" for key, name in sorted(places))
+
+
+def _relation_metadata(relation: Relation) -> MetadataMapping:
+    found: MetadataMapping = {
+        "dagster/relation_identifier": dg.MetadataValue.text(relation.name),
+        "sql": dg.MetadataValue.md(f"```sql\n{relation.text.strip()}\n```"),
+        "file": dg.MetadataValue.path(_place_of(relation)),
+    }
+    if relation.kind is Kind.SINK:
+        name = relation.redis_name
+        found["redis_keys"] = dg.MetadataValue.text(f"{keys.prefix(name, relation.fingerprint)}*")
+        found["redis_pointer"] = dg.MetadataValue.text(keys.pointer(name))
+    return found
+
+
+def _place_of(relation: Relation) -> str:
+    root = project_root()
+    return str(relation.path.relative_to(root) if relation.path.is_relative_to(root) else relation.path)

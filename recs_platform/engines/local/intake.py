@@ -1,0 +1,285 @@
+"""Reads Kafka topics by partition and offset; the offsets are kept by the caller, with the data they stand for.
+
+An offset belongs to one incarnation of a topic (its id). What is read counts only when the ids asked for *after* the
+read are those the read began with: an id never comes back, so everything in between came from that incarnation.
+Otherwise the batch is dropped and read again from the kept positions, or, where the topic began anew, from its start.
+
+The messages are fetched with aiokafka, which asks for topics by name: the embedded broker answers a fetch by topic id,
+once the topic is deleted, in a way that ends the whole process inside librdkafka (2.16).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError  # type: ignore[import-untyped]
+from confluent_kafka import KafkaException
+
+from recs_platform.topics import TopicInfo, admin_client, describe, describe_topics, log_ends, log_starts
+
+REQUEST_SECONDS = 2.0
+FETCH_WAIT_MS = 10  # the embedded broker answers after half of it, so it is the latency of a message on an idle topic
+PARTITION_FETCH_BYTES = 4 << 20
+BEGAN_ANEW = "the topic began anew (it was created again, or its broker lost it): read from its start"
+RETENTION = "the broker no longer keeps the messages from there on: read from the first one it has"
+CUT_SHORT = "the broker lost the end of the partition: read from where it ends now"
+
+Partition = tuple[str, int]
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it logs every retry; `Intake.problem` says it once
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where reading goes on: `offset` is the next to be read, in the topic whose id is `incarnation`."""
+
+    topic: str
+    partition: int
+    offset: int
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class TopicReset:
+    """Messages that can no longer be had: those of the partition from offset `lost_from` on, as far as it was kept."""
+
+    topic: str
+    partition: int
+    lost_from: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLag:
+    """How much of a partition is still unread, in messages, as of the newest answer of the broker."""
+
+    topic: str
+    partition: int
+    next_offset: int
+    end_offset: int
+    lag: int
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What one poll took in.
+
+    `tables`: for each topic with new messages payload (binary, null for a tombstone), kafka_key (binary),
+    kafka_partition and kafka_offset (text), received_at (timestamp[us, UTC], the message's own timestamp).
+    `positions`: where all partitions stand after it, to be kept together with the tables and the resets.
+    `problem`: why nothing, or not everything, could be read; None when all is well.
+    """
+
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
+    positions: tuple[Position, ...] = ()
+    resets: tuple[TopicReset, ...] = ()
+    problem: str | None = None
+
+
+class KafkaIntake:
+    """Reads all partitions of the topics, new ones included. Used by one thread, outside of any event loop."""
+
+    def __init__(self, bootstrap_servers: str, topics: Iterable[str]) -> None:
+        self.bootstrap_servers, self.topics = bootstrap_servers, tuple(topics)
+        self._admin = admin_client(bootstrap_servers)
+        self._positions: dict[Partition, Position] = {}
+        self._ends: dict[Partition, int] = {}
+        self._found: dict[str, TopicInfo] = {}
+        self._out_of_range: frozenset[Partition] = frozenset()
+        self._resets: list[TopicReset] = []
+        self._reader: _Reader | None = None
+
+    def seek(self, positions: Iterable[Position]) -> None:
+        """Goes on from there. Partitions without a position are read from their start."""
+        self._close_reader()
+        self._positions = {(p.topic, p.partition): p for p in positions if p.topic in self.topics}
+        self._ends, self._resets = {}, []
+
+    def poll(self, max_messages: int, timeout: float) -> Intake:
+        """New messages, at most `max_messages`; waits up to `timeout` seconds for the first one.
+
+        Never raises for what a broker does: while it is away, this returns nothing, with the problem, within seconds.
+        """
+        tables: dict[str, pa.Table] = {}
+        try:
+            if self._reader is None:
+                self._reader = self._open()
+            tables = self._read(self._reader, max_messages, timeout)
+            problem = self._missing()
+        except (KafkaException, KafkaError, OSError) as error:
+            self._close_reader()
+            why = describe(error) if isinstance(error, KafkaException) else str(error) or type(error).__name__
+            problem = f"Kafka at {self.bootstrap_servers}: {why}"
+        resets, self._resets = tuple(self._resets), []
+        return Intake(tables, self._kept(), resets, problem)
+
+    def lag(self) -> list[PartitionLag]:
+        """The lag of every partition with a position; asks nobody. 0 until something was fetched."""
+        ends = {at: max(p.offset, self._ends.get(at, 0)) for at, p in self._positions.items()}
+        return [PartitionLag(p.topic, p.partition, p.offset, ends[at], ends[at] - p.offset)
+                for at, p in sorted(self._positions.items())]
+
+    def close(self) -> None:
+        """Closes the connections; polling again opens them again."""
+        self._close_reader()
+
+    def _open(self) -> _Reader:
+        """Settles where to read each partition that exists now, and begins to read there."""
+        self._found = describe_topics(self._admin, self.topics, REQUEST_SECONDS)
+        existing = [(topic, n) for topic, info in self._found.items() for n in info.partitions]
+        starts = log_starts(self._admin, existing)
+        ends = log_ends(self._admin, self._out_of_range.intersection(existing))
+        self._out_of_range = frozenset()
+        self._forget_former_topics()
+        for at in existing:
+            incarnation = self._found[at[0]].incarnation
+            kept = self._positions.setdefault(at, Position(*at, starts[at], incarnation))
+            if kept.offset < starts[at]:
+                self._reset(kept, RETENTION, starts[at])
+            elif kept.offset > ends.get(at, kept.offset):
+                self._reset(kept, CUT_SHORT, ends[at])
+        return _Reader(self.bootstrap_servers, {at: self._positions[at].offset for at in existing})
+
+    def _forget_former_topics(self) -> None:
+        for at, kept in sorted(self._positions.items()):
+            info = self._found.get(kept.topic)
+            if info and (kept.incarnation != info.incarnation or kept.partition not in info.partitions):
+                self._reset(kept, BEGAN_ANEW)
+                self._ends.pop(at, None)
+
+    def _reset(self, kept: Position, reason: str, goes_on_at: int | None = None) -> None:
+        at = kept.topic, kept.partition
+        self._resets.append(TopicReset(*at, kept.offset, reason))
+        if goes_on_at is None:
+            del self._positions[at]
+        else:
+            self._positions[at] = Position(*at, goes_on_at, kept.incarnation)
+
+    def _read(self, reader: _Reader, max_messages: int, timeout: float) -> dict[str, pa.Table]:
+        batch = reader.read(max_messages, timeout)
+        found = describe_topics(self._admin, self.topics, REQUEST_SECONDS)
+        same = {topic for topic, info in self._found.items()
+                if topic in found and found[topic].incarnation == info.incarnation}
+        for at, offset in batch.next_offsets.items():
+            if at[0] in same:
+                self._positions[at] = Position(*at, offset, self._found[at[0]].incarnation)
+                self._ends[at] = batch.ends.get(at, 0)
+        if found != self._found or batch.out_of_range:
+            self._out_of_range = batch.out_of_range
+            self._close_reader()
+        return {topic: _table(records) for topic, records in batch.records.items() if topic in same}
+
+    def _kept(self) -> tuple[Position, ...]:
+        return tuple(position for _, position in sorted(self._positions.items()))
+
+    def _missing(self) -> str | None:
+        missing = [topic for topic in self.topics if topic not in self._found]
+        if not missing:
+            return None
+        return f"Kafka at {self.bootstrap_servers} has no topic {', '.join(missing)}: read as soon as it is created"
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Records by topic, and where each partition stands after them and ends."""
+
+    records: dict[str, list[Any]]
+    next_offsets: dict[Partition, int]
+    ends: dict[Partition, int]
+    out_of_range: frozenset[Partition]
+
+
+class _Reader:
+    """A consumer of given partitions from given offsets, whose event loop runs only while it is read from.
+
+    Raises `KafkaError` when the brokers cannot be reached.
+    """
+
+    def __init__(self, bootstrap_servers: str, offsets: Mapping[Partition, int]) -> None:
+        self._partitions = {at: TopicPartition(*at) for at in offsets}
+        self._loop = asyncio.new_event_loop()
+        try:
+            self._consumer = self._loop.run_until_complete(self._started(bootstrap_servers, offsets))
+        except BaseException:
+            self._loop.close()
+            raise
+
+    def read(self, max_messages: int, timeout: float) -> _Batch:
+        if not self._partitions:
+            time.sleep(timeout)  # there is nothing that a message could come from
+            return _Batch({}, {}, {}, frozenset())
+        return self._loop.run_until_complete(self._read(max_messages, timeout))
+
+    def close(self) -> None:
+        with suppress(KafkaError, OSError):
+            self._loop.run_until_complete(self._consumer.stop())
+        self._loop.close()
+
+    async def _started(self, bootstrap_servers: str, offsets: Mapping[Partition, int]) -> AIOKafkaConsumer:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap_servers, group_id=None, enable_auto_commit=False, auto_offset_reset="none",
+            isolation_level="read_committed", fetch_max_wait_ms=FETCH_WAIT_MS,
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES)
+        try:
+            await consumer.start()
+        except BaseException:
+            await consumer.stop()
+            raise
+        consumer.assign(list(self._partitions.values()))
+        for at, partition in self._partitions.items():
+            consumer.seek(partition, offsets[at])
+        return consumer
+
+    async def _read(self, max_messages: int, timeout: float) -> _Batch:
+        """Waits for the first message; then takes what is there, and what a partition that is behind still brings."""
+        deadline, left, out_of_range = time.monotonic() + timeout, max_messages, frozenset[Partition]()
+        records: dict[str, list[Any]] = {}
+        while left > 0:
+            try:
+                wait = max(1, round(1000 * (deadline - time.monotonic())))  # at 0 the loop would not run at all
+                taken = await self._consumer.getmany(timeout_ms=wait, max_records=left)
+            except OffsetOutOfRangeError as error:
+                out_of_range = frozenset((at.topic, at.partition) for at in error.args[0])
+                break
+            for partition, found in taken.items():
+                records.setdefault(partition.topic, []).extend(found)
+                left -= len(found)
+            if not taken or not await self._is_behind() or time.monotonic() > deadline:
+                break
+        return _Batch(records, await self._next_offsets(), self._ends(), out_of_range)
+
+    async def _is_behind(self) -> bool:
+        ends = self._ends()
+        return any(offset < ends.get(at, 0) for at, offset in (await self._next_offsets()).items())
+
+    async def _next_offsets(self) -> dict[Partition, int]:
+        """Behind the last message taken, and behind the marks of transactions, which are no messages."""
+        return {at: await self._consumer.position(partition) for at, partition in self._partitions.items()}
+
+    def _ends(self) -> dict[Partition, int]:
+        """As the last fetch of each partition told: exact, where the embedded broker's list of offsets is not."""
+        return {at: self._consumer.highwater(partition) or 0 for at, partition in self._partitions.items()}
+
+
+def _table(records: Sequence[Any]) -> pa.Table:
+    now = time.time_ns() // 1000
+    received = [r.timestamp * 1000 if r.timestamp is not None and r.timestamp >= 0 else now for r in records]
+    return pa.table({
+        "payload": pa.array([r.value for r in records], pa.binary()),
+        "kafka_key": pa.array([r.key for r in records], pa.binary()),
+        "kafka_partition": pa.array([str(r.partition) for r in records], pa.string()),
+        "kafka_offset": pa.array([str(r.offset) for r in records], pa.string()),
+        "received_at": pa.array(received, pa.timestamp("us", "UTC")),
+    })

@@ -1,0 +1,209 @@
+"""What can be measured of the stream from outside, and what of it is worth writing down.
+
+A `Reading` is of one box of the lineage graph. Taking one never changes anything; a part that is away raises, so that
+the caller can go on with the others.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any
+
+import psycopg
+
+from recs_platform.errors import RecsError, SourceError
+from recs_platform.lineage import Key, catalog_key, relation_key, topic_key
+from recs_platform.pipeline import Kind, Pipeline, Relation
+from recs_platform.settings import masked
+
+WHILE_MOVING = 300.0  # seconds between records of a thing whose numbers move
+WHILE_IDLE = 3600.0  # and of one where nothing does
+CONNECT_SECONDS = 5
+STATEMENT_MILLISECONDS = 5_000
+
+Number = int | float
+
+_SLOT = """
+SELECT wal_status, pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint AS lag_bytes,
+  pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint AS retained_bytes, safe_wal_size AS bytes_until_lost
+FROM pg_replication_slots WHERE slot_name = %s"""
+_TABLE = """
+SELECT s.n_live_tup AS rows, pg_total_relation_size(s.relid) AS bytes, s.n_tup_ins + s.n_tup_upd + s.n_tup_del AS changes
+FROM pg_stat_user_tables AS s WHERE s.relid = to_regclass(%s)"""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`numbers` are plotted; `counters` only grow and give a rate as well; a change of `state` is news.
+
+    `changed_at` is when the thing itself last changed, where that is known.
+    """
+
+    key: Key
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+    state: Mapping[str, str] = field(default_factory=dict)
+    changed_at: datetime | None = None
+
+
+def try_all(*takers: Callable[[], list[Reading]]) -> tuple[list[Reading], list[str]]:
+    """The readings of every part that answers, and one sentence on each that does not."""
+    readings: list[Reading] = []
+    problems: list[str] = []
+    for take in takers:
+        try:
+            readings += take()
+        except RecsError as error:
+            problems.append(str(error))
+    return readings, list(dict.fromkeys(problems))
+
+
+# -- the engine -------------------------------------------------------------------------------------------------------
+
+
+def of_stream(status: Mapping[str, Any], pipeline: Pipeline) -> list[Reading]:
+    """Topics and deployed relations, from `StreamEngine.status()`."""
+    return [*of_topics(status), *of_relations(status, pipeline)]
+
+
+def of_topics(status: Mapping[str, Any]) -> list[Reading]:
+    """`lag_messages` (sent, not taken in) and the counter `messages` (sent so far) of each topic."""
+    partitions: dict[str, list[Mapping[str, Any]]] = {}
+    for partition in status["partitions"]:
+        partitions.setdefault(partition["topic"], []).append(partition)
+    return [
+        Reading(
+            topic_key(topic), state=_problem(status, "kafka"), counters={"messages": sum(p["end_offset"] for p in found)},
+            numbers={"lag_messages": sum(p["lag"] for p in found), "partitions": len(found)})
+        for topic, found in partitions.items()]
+
+
+def of_relations(status: Mapping[str, Any], pipeline: Pipeline) -> list[Reading]:
+    """Rows of each deployed relation, and for sinks of events how fresh Redis is."""
+    known = {entry["name"]: entry for entry in status["relations"]}
+    return [_of_relation(relation, known[relation.name], status, pipeline) for relation in pipeline if relation.name in known]
+
+
+def _of_relation(relation: Relation, entry: Mapping[str, Any], status: Mapping[str, Any], pipeline: Pipeline) -> Reading:
+    numbers: dict[str, Number] = {} if entry["rows"] is None else {"rows": entry["rows"]}
+    state = {"fingerprint": entry["fingerprint"], "deployed_at": entry["deployed_at"]}
+    if entry.get("mode"):
+        state["refresh"] = entry["mode"]
+    if relation.kind is Kind.SINK:
+        state |= _problem(status, "redis")
+        if any(ancestor.topic for ancestor in pipeline.with_ancestors({relation.name})):
+            names = ("freshness_p50_ms", "freshness_p99_ms")
+            numbers |= {name: status[name] for name in names if status.get(name) is not None}
+    changed = datetime.fromisoformat(entry["changed_at"]) if entry.get("changed_at") else None
+    return Reading(relation_key(relation.name), numbers, state=state, changed_at=changed)
+
+
+def _problem(status: Mapping[str, Any], part: str) -> dict[str, str]:
+    return {"problem": status["problems"][part]} if part in status["problems"] else {}
+
+
+# -- PostgreSQL -------------------------------------------------------------------------------------------------------
+
+
+def of_catalog(url: str, slot: str, pipeline: Pipeline) -> list[Reading]:
+    """The replication slot (as a reading of the source that reads through it) and the catalog tables.
+
+    Raises `SourceError`, password masked, when PostgreSQL does not answer.
+    """
+    tables = {relation.options["table"] for relation in pipeline if "table" in relation.options}
+    sources = [relation for relation in pipeline if relation.connector == "postgres-cdc"]
+    options = f"-c statement_timeout={STATEMENT_MILLISECONDS}"
+    try:
+        with psycopg.connect(url, connect_timeout=CONNECT_SECONDS, options=options, row_factory=psycopg.rows.dict_row) as server:
+            found = server.execute(_SLOT, [slot]).fetchone()
+            rows = {table: server.execute(_TABLE, [table]).fetchone() for table in sorted(tables)}
+    except psycopg.Error as error:
+        raise SourceError(f"PostgreSQL at {masked(url)} cannot be observed: {masked(str(error)).strip()}") from None
+    return [*(_of_slot(source, slot, found) for source in sources), *(_of_table(table, row) for table, row in rows.items())]
+
+
+def _of_slot(source: Relation, slot: str, row: Mapping[str, Any] | None) -> Reading:
+    key = relation_key(source.name)
+    if row is None:
+        return Reading(key, state={"slot": slot, "problem": f"PostgreSQL has no replication slot {slot!r}"})
+    numbers = {name: row[name] for name in ("lag_bytes", "retained_bytes", "bytes_until_lost") if row[name] is not None}
+    return Reading(key, numbers, state={"slot": slot, "wal_status": row["wal_status"] or "unknown"})
+
+
+def _of_table(table: str, row: Mapping[str, Any] | None) -> Reading:
+    if row is None:
+        return Reading(catalog_key(table), state={"problem": f"PostgreSQL has no table {table}"})
+    return Reading(catalog_key(table), {"rows": row["rows"], "bytes": row["bytes"]}, counters={"changes": row["changes"]})
+
+
+# -- what is worth writing down ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was last written down of a thing: when (Unix seconds), and enough to see whether it has moved since."""
+
+    at: float
+    state: str
+    moving: str
+    counters: Mapping[str, int]
+
+
+class Journal:
+    """Remembers what was written down, so that little is: news at once, moving numbers every few minutes, the rest hourly.
+
+    It is as long as there are things to measure: what is not measured any more is forgotten.
+    """
+
+    def __init__(self, entries: Mapping[Key, Entry] | None = None) -> None:
+        self._entries = dict(entries or {})
+
+    @classmethod
+    def load(cls, text: str | None) -> Journal:
+        """What `dump` gave; empty where it cannot be read, which costs one record of each thing."""
+        try:
+            return cls({tuple(key): Entry(*entry) for key, *entry in json.loads(text or "[]")})
+        except (ValueError, TypeError):
+            return cls()
+
+    def dump(self) -> str:
+        return json.dumps([[key, e.at, e.state, e.moving, e.counters] for key, e in self._entries.items()])
+
+    def due(self, readings: Iterable[Reading], known: Iterable[Key], now: float | None = None) -> list[Reading]:
+        """The readings to write down now, rates added; notes that they are. `known` are all things there are."""
+        now = time.time() if now is None else now
+        self._entries = {key: entry for key, entry in self._entries.items() if key in set(known)}
+        found = []
+        for reading in readings:
+            before = self._entries.get(reading.key)
+            after = Entry(now, _digest(reading.state), _digest(reading.numbers, reading.counters, reading.changed_at), reading.counters)
+            if before is None or _is_due(before, after):
+                self._entries[reading.key] = after
+                found.append(_with_rates(reading, before, now))
+        return found
+
+
+def _is_due(before: Entry, after: Entry) -> bool:
+    wait = WHILE_IDLE if before.moving == after.moving else WHILE_MOVING
+    return before.state != after.state or after.at - before.at >= wait
+
+
+def _with_rates(reading: Reading, before: Entry | None, now: float) -> Reading:
+    """With counters among the numbers, an average rate since the last record, and the age in seconds."""
+    numbers = {**reading.numbers, **reading.counters}
+    for name, count in reading.counters.items():
+        grown = count - before.counters.get(name, count) if before else 0
+        if before and now > before.at and grown >= 0:  # less than before: counted anew, nothing can be said
+            numbers[f"{name}_per_second"] = round(grown / (now - before.at), 3)
+    if reading.changed_at:
+        numbers["age_seconds"] = round(max(0.0, now - reading.changed_at.timestamp()), 1)
+    return Reading(reading.key, numbers, reading.counters, reading.state, reading.changed_at)
+
+
+def _digest(*parts: object) -> str:
+    return blake2b(repr(parts).encode(), digest_size=6).hexdigest()

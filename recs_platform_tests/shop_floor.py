@@ -1,0 +1,144 @@
+"""A small shop with the engine in this process: real Kafka, PostgreSQL and Redis, a clock of the test's own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import redis
+
+from recs_platform.catalog import ensure_catalog
+from recs_platform.engines.local.database import Database
+from recs_platform.engines.local.engine import Engine
+from recs_platform.events import EventProducer
+from recs_platform.serving import keys
+from recs_platform.settings import Settings, default_sql_dir
+from recs_platform.topics import ensure_topics
+from recs_platform_tests.oracle import Message, Oracle
+
+TOPICS = ("user_activity", "purchases")
+
+
+class Shop:
+    """Sends, changes, waits and reads; `log` is what was sent, for the oracle."""
+
+    def __init__(self, directory: Path, kafka: str, postgres: str, redis_url: str, prefix: str) -> None:
+        self.kafka, self.postgres, self.redis_url, self.prefix = kafka, postgres, redis_url, prefix
+        self.settings = Settings(
+            state_dir=directory / "state", sql_dir=_own_topics(directory / "sql", prefix), kafka_bootstrap_servers=kafka,
+            postgres_url=postgres, redis_url=redis_url, replication_slot=f"{prefix}slot", publication=f"{prefix}pub")  # fmt: skip
+        self.log: list[Message] = []
+        self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self.redis = redis.Redis.from_url(redis_url, decode_responses=True)
+        self.database: Database | None = None
+        self.engine: Engine | None = None
+        ensure_topics(kafka, [prefix + t for t in TOPICS], 3)
+        ensure_catalog(postgres)
+
+    def open(self) -> Engine:
+        """Starts the engine on its file, as after any end of the process before."""
+        path = self.settings.state_dir / "engine.duckdb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.database = Database(path, "1GB")
+        self.engine = Engine(self.settings, self.database, clock=lambda: self.clock())
+        return self.engine
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+        self.engine = None
+        self.redis.close()
+
+    def send(self, topic: str, payloads: Sequence[bytes | Mapping[str, Any]]) -> None:
+        with EventProducer(self.kafka) as producer:
+            for payload in payloads:
+                raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+                key = str(payload["user_id"]).encode() if not isinstance(payload, bytes) and "user_id" in payload else None
+                producer.send_raw(self.prefix + topic, key, raw)
+                self.log.append(Message(topic, raw, datetime.now(UTC)))
+
+    def sql(self, statement: str, *params: object) -> None:
+        with psycopg.connect(self.postgres, autocommit=True) as connection:
+            connection.execute(statement, params or None)  # type: ignore[arg-type]
+
+    def settle(self, seconds: float = 30.0) -> None:
+        """Rounds until all that was sent and changed is in Redis."""
+        assert self.engine is not None
+        assert self.database is not None
+        marker = f"settled-{time.monotonic_ns()}"
+        self.sql("INSERT INTO product_catalog (product_id, name, in_stock) VALUES (%s, 'marker', false)", marker)
+        self._until(lambda: self._taken_in() and self._has_product(marker), seconds)
+        self.sql("DELETE FROM product_catalog WHERE product_id = %s", marker)
+        self._until(lambda: not self._has_product(marker) and self.engine.sink.problem is None, seconds)  # type: ignore[union-attr]
+
+    def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        assert self.engine is not None
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not settled after {seconds} s: {self.engine.problems}"
+            self.engine.round()
+
+    def _taken_in(self) -> bool:
+        assert self.database is not None
+        row = self.database.connection.execute(
+            "SELECT (SELECT count(*) FROM user_activity_raw) + (SELECT count(*) FROM purchases_raw)").fetchone()
+        return row is not None and row[0] >= len(self.log)
+
+    def _has_product(self, product_id: str) -> bool:
+        return bool(self.documents("products").get(product_id))
+
+    def documents(self, name: str) -> dict[str, dict[str, Any]]:
+        """Row key → document under the live version."""
+        version = self.redis.get(keys.pointer(name))
+        prefix = f"recs:{name}:{version}:"
+        found = sorted(self.redis.scan_iter(match=prefix + "*", count=1000))
+        return {key.removeprefix(prefix): json.loads(value) for key, value in zip(found, self.redis.mget(found) if found else [], strict=True)}
+
+    def oracle(self) -> Oracle:
+        with psycopg.connect(self.postgres) as connection:
+            products = {
+                row[0]: {"category": row[1], "in_stock": row[2], "price": row[3]}
+                for row in connection.execute("SELECT product_id, category, in_stock, price FROM product_catalog")}
+            customers = {row[0]: (row[1], row[2]) for row in connection.execute("SELECT user_id, age_band, country FROM customers")}
+        return Oracle(products, customers, self.clock()).read(self.log)
+
+
+def pairs(documents: Mapping[str, Mapping[str, Any]], count: str) -> dict[str, list[tuple[str, int]]]:
+    """Documents as the oracle tells them: row key → (product, count) in order."""
+    return {key: [(p["product_id"], p[count]) for p in document["products"]] for key, document in documents.items()}
+
+
+def assert_redis_is_right(shop: Shop) -> None:
+    """The invariant of every test of faults. Lists of shoppers are compared by `assert_lists_are_right`."""
+    oracle = shop.oracle()
+    assert pairs(shop.documents("trending_products"), "view_count") == oracle.trending()
+    assert pairs(shop.documents("trending_by_segment"), "view_count") == oracle.trending_by_segment()
+    assert pairs(shop.documents("also_bought"), "shoppers") == oracle.also_bought()
+    products = shop.documents("products")
+    assert {p: (d["category"], d["in_stock"]) for p, d in products.items()} == {
+        p: (row["category"], row["in_stock"]) for p, row in oracle.products.items()}
+    assert shop.database is not None
+    dead = shop.database.connection.execute("SELECT payload FROM dead_letters").fetchall()
+    assert sorted(bytes(row[0]) for row in dead) == sorted(m.payload for m in oracle.dead)
+
+
+def assert_lists_are_right(shop: Shop) -> None:
+    """Once each shopper has acted on settled candidates."""
+    lists = {int(user): document["recommended_products"] for user, document in shop.documents("user_recommendations").items()}
+    assert lists == shop.oracle().recommendations()
+
+
+def _own_topics(directory: Path, prefix: str) -> Path:
+    """`sql/` with topics of this test's own, since the broker is shared."""
+    directory.mkdir(parents=True)
+    for path in default_sql_dir().rglob("*.sql"):
+        text = path.read_text()
+        for topic in TOPICS:
+            text = text.replace(f"topic = '{topic}'", f"topic = '{prefix}{topic}'")
+        (directory / path.name).write_text(text)
+    return directory

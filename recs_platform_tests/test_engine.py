@@ -1,0 +1,199 @@
+"""The local engine against the oracle, with real Kafka, PostgreSQL and Redis: whatever happens, Redis ends up right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+
+import pytest
+import redis
+
+from recs_platform.events import Event, encode, topic_of
+from recs_platform.shop import catalog, customers
+from recs_platform.shoppers import history
+from recs_platform_tests.feeding import utc
+from recs_platform_tests.shop_floor import Shop, assert_lists_are_right, assert_redis_is_right
+
+USERS = 40
+
+
+@pytest.fixture
+def shop(tmp_path: Path, kafka_servers: str, postgres_url: str, redis_url: str, topic_prefix: str) -> Iterator[Shop]:
+    shop = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix)
+    for product in catalog(7, 60):
+        shop.sql(
+            "INSERT INTO product_catalog (product_id, name, category, price, in_stock) VALUES (%s, %s, %s, %s, true)",
+            product.product_id, product.name, product.category, product.price)  # fmt: skip
+    for customer in customers(7, USERS - 5):
+        shop.sql("INSERT INTO customers VALUES (%s, %s, %s)", customer.user_id, customer.age_band, customer.country)
+    yield shop
+    shop.close()
+
+
+def day_of_traffic(events: int, seed: int = 7) -> list[Event]:
+    return list(history(seed, USERS, catalog(7, 60), hours=30, events=events, until=datetime.now(UTC)))
+
+
+def send(shop: Shop, events: list[Event]) -> None:
+    for topic in ("user_activity", "purchases"):
+        shop.send(topic, [encode(e) for e in events if topic_of(e) == topic])
+
+
+def everybody_acts(shop: Shop) -> None:
+    now = utc(datetime.now(UTC))
+    shop.send("user_activity", [
+        {"event_type": "page_view", "user_id": u, "product_id": "product_1", "timestamp": now} for u in range(1, USERS + 1)])  # fmt: skip
+
+
+def test_a_day_of_traffic_with_catalog_changes(shop: Shop) -> None:
+    shop.open()
+    events = day_of_traffic(3_000)
+    rng = Random(3)
+    third = len(events) // 3
+    for part in range(3):
+        send(shop, events[part * third : (part + 1) * third])
+        gone = rng.randint(2, 60)
+        shop.sql("DELETE FROM product_catalog WHERE product_id = %s", f"product_{gone}")
+        shop.sql("UPDATE product_catalog SET in_stock = NOT in_stock WHERE product_id = %s", f"product_{rng.randint(2, 60)}")
+        shop.sql("UPDATE product_catalog SET category = 'moved', price = 9.99 WHERE product_id = %s", f"product_{rng.randint(2, 60)}")
+        shop.sql("UPDATE product_catalog SET product_id = %s WHERE product_id = %s", f"renamed_{part}", f"product_{rng.randint(2, 60)}")
+        shop.settle()
+    assert_redis_is_right(shop)
+    everybody_acts(shop)
+    shop.settle()
+    assert_redis_is_right(shop)
+    assert_lists_are_right(shop)
+
+
+def test_windows_expire_from_redis(shop: Shop) -> None:
+    shop.open()
+    send(shop, day_of_traffic(300))
+    shop.settle()
+    assert shop.documents("trending_products")
+    later = datetime.now(UTC) + timedelta(hours=36)
+    shop.clock = lambda: later
+    shop.settle()
+    assert_redis_is_right(shop)
+    assert shop.documents("user_recommendations") == {}
+
+
+def test_truncate_and_refill_of_the_catalog(shop: Shop) -> None:
+    shop.open()
+    send(shop, day_of_traffic(200))
+    shop.settle()
+    shop.sql("TRUNCATE product_catalog")
+    shop.sql("INSERT INTO product_catalog (product_id, name, category) VALUES ('product_1', 'x', 'only'), ('n', 'y', 'only')")
+    shop.settle()
+    assert set(shop.documents("products")) == {"product_1", "n"}
+    assert_redis_is_right(shop)
+
+
+POISON = [
+    b"not json", b"null", b"[1, 2]", b'"text"', b"{}", b"\xff\xfe{",
+    b'{"event_type": "page_view", "user_id": NaN, "product_id": "product_1", "timestamp": "2026-01-01T00:00:00Z"}',
+    b'{"event_type": "page_view", "user_id": "abc", "product_id": "product_1", "timestamp": "2026-01-01T00:00:00Z"}',
+    b'{"event_type": "page_view", "user_id": 1.5, "product_id": "product_1", "timestamp": "2026-01-01T00:00:00Z"}',
+    b'{"event_type": "page_view", "user_id": 1, "product_id": {"a": 1}, "timestamp": "2026-01-01T00:00:00Z"}',
+    b'{"event_type": "page_view", "user_id": 1, "product_id": "product_1", "timestamp": "yesterday"}',
+    b'{"event_type": "page_view", "user_id": 1, "timestamp": "2026-01-01T00:00:00Z"}',
+    b'{"event_type": 5, "user_id": 1, "product_id": "product_1", "timestamp": "2026-01-01T00:00:00Z"}',
+    b'{"user_id": 1, "product_id": "product_1", "timestamp": "2026-01-01T00:00:00Z"}',
+]  # fmt: skip
+
+
+def test_poison_is_kept_as_dead_letters_and_harms_nothing(shop: Shop) -> None:
+    shop.open()
+    events = day_of_traffic(200)
+    send(shop, events[:100])
+    ahead = {"event_type": "page_view", "user_id": 1, "product_id": "product_1", "timestamp": utc(datetime.now(UTC) + timedelta(days=1))}
+    shop.send("user_activity", [*POISON, json.dumps(ahead).encode()])
+    shop.send("purchases", [b"not json", b'{"event_type": "page_view", "user_id": 1, "product_id": "x", "timestamp": "2026-01-01T00:00:00Z"}'])
+    send(shop, events[100:])
+    shop.settle()
+    assert_redis_is_right(shop)
+    assert shop.database is not None
+    reasons = dict(shop.database.connection.execute("SELECT reason, count(*) FROM dead_letters GROUP BY reason").fetchall())
+    assert reasons == {
+        "not a JSON object": 7, "event_type missing": 2, "event_type is not text": 1, "user_id missing or not an integer": 2,
+        "timestamp missing or unreadable": 1, "timestamp in the future": 1, "product_id missing": 1, "product_id is not text": 1,
+        "event_type is not purchase": 1}  # fmt: skip
+
+
+def test_a_megabyte_is_a_dead_letter_with_all_its_bytes(shop: Shop) -> None:
+    shop.open()
+    query = "x" * 980_000
+    large = {"event_type": "search", "user_id": 1, "query": query, "timestamp": utc(datetime.now(UTC))}
+    shop.send("user_activity", [large])
+    shop.settle()
+    assert shop.database is not None
+    rows = shop.database.connection.execute("SELECT topic, reason, octet_length(payload) FROM dead_letters").fetchall()
+    assert rows == [("user_activity", "larger than 64 KiB", len(shop.log[0].payload))]
+
+
+def test_the_engine_is_killed_at_any_moment(shop: Shop) -> None:
+    """A process that ends without a word leaves its file as it was last committed, and what it sent."""
+    rng = Random(5)
+    events = day_of_traffic(1_500)
+    for part in range(5):
+        engine = shop.open()
+        send(shop, events[part * 300 : (part + 1) * 300])
+        shop.sql("UPDATE product_catalog SET in_stock = NOT in_stock WHERE product_id = %s", f"product_{rng.randint(2, 60)}")
+        for _ in range(rng.randint(0, 4)):
+            engine.round()
+        if part % 2:
+            engine._flush = lambda: None  # type: ignore[method-assign]  # committed, and killed before Redis was told
+            engine.round()
+        engine.close()
+    shop.open()
+    shop.settle()
+    assert_redis_is_right(shop)
+
+
+def test_an_emptied_redis_is_filled_anew(shop: Shop) -> None:
+    engine = shop.open()
+    send(shop, day_of_traffic(300))
+    shop.settle()
+    redis.Redis.from_url(shop.redis_url).flushall()
+    engine.sink._next_look = 0.0
+    shop.settle()
+    assert_redis_is_right(shop)
+
+
+def test_orphans_go_when_the_keys_are_verified(shop: Shop) -> None:
+    engine = shop.open()
+    shop.settle()
+    version = shop.redis.get("recs:products")
+    shop.redis.set(f"recs:products:{version}:nobody", "{}")
+    shop.redis.delete("recs:products")
+    engine.sink._next_look = 0.0
+    shop.settle()
+    assert_redis_is_right(shop)
+
+
+def test_a_changed_view_is_rebuilt_and_readers_go_over(shop: Shop) -> None:
+    engine = shop.open()
+    send(shop, day_of_traffic(300))
+    shop.settle()
+    before = shop.redis.get("recs:trending_products")
+    path = shop.settings.sql_dir / "trending_products.sql"
+    path.write_text(path.read_text().replace("rank <= 10", "rank <= 3"))
+    plan = engine.apply()
+    assert plan.creates == {"trending_products", "trending_products_sink"}
+    shop.settle()
+    assert shop.redis.get("recs:trending_products") != before
+    assert {len(d["products"]) for d in shop.documents("trending_products").values()} <= {1, 2, 3}
+    assert list(shop.redis.scan_iter(match=f"recs:trending_products:{before}*")) == []
+
+
+def test_documents_carry_the_newest_event_they_reflect(shop: Shop) -> None:
+    shop.open()
+    at = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=1)
+    shop.send("user_activity", [{"event_type": "page_view", "user_id": 3, "product_id": "product_1", "timestamp": utc(at)}])
+    shop.settle()
+    (document,) = shop.documents("user_recommendations").values()
+    assert document["user_id"] == 3
+    assert document["as_of"] == at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    assert set(document) == {"user_id", "recommended_products", "as_of"}

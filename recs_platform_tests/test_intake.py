@@ -1,0 +1,311 @@
+"""What the intake takes from Kafka: everything once, in order, and told when a topic is no longer the one it was.
+
+Run against the embedded broker, or the real Kafka of $RECS_TEST_KAFKA.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import NewPartitions  # type: ignore[attr-defined]
+
+from recs_platform.engines.local.intake import BEGAN_ANEW, RETENTION, Intake, KafkaIntake, PartitionLag
+from recs_platform.stack.broker import broker
+from recs_platform.stack.process import running
+from recs_platform.stack.service import free_port
+from recs_platform.topics import admin_client, describe_topics, ensure_topics, log_starts, topic_ids
+
+WAIT = 0.02
+real_kafka = pytest.mark.skipif(
+    not os.environ.get("RECS_TEST_KAFKA"), reason="the embedded broker cannot do this: set RECS_TEST_KAFKA")
+
+
+@pytest.fixture
+def topic(kafka_servers: str, topic_prefix: str) -> str:
+    """A topic of two partitions."""
+    name = topic_prefix + "user_activity"
+    ensure_topics(kafka_servers, [name], 2)
+    return name
+
+
+@contextmanager
+def reading(servers: str, *topics: str) -> Iterator[KafkaIntake]:
+    intake = KafkaIntake(servers, topics)
+    try:
+        yield intake
+    finally:
+        intake.close()
+
+
+@pytest.fixture
+def intake(kafka_servers: str, topic: str) -> Iterator[KafkaIntake]:
+    with reading(kafka_servers, topic) as opened:
+        yield opened
+
+
+def send(servers: str, topic: str, *payloads: str | bytes | None, partition: int = 0, **options: str | int) -> None:
+    producer = Producer({"bootstrap.servers": servers, "log_level": 0, "message.max.bytes": 2_000_000, **options})
+    for payload in payloads:
+        producer.produce(topic, payload, key=b"7", partition=partition)
+    assert producer.flush(10) == 0
+
+
+def delete(servers: str, topic: str) -> None:
+    admin = admin_client(servers)
+    admin.delete_topics([topic])[topic].result(10)
+    until(lambda: topic not in describe_topics(admin, [topic]))
+
+
+def forget_before(offset: int, servers: str, topic: str) -> None:
+    """What retention does to the first partition, at once."""
+    admin = admin_client(servers)
+    admin.delete_records([TopicPartition(topic, 0, offset)])[TopicPartition(topic, 0)].result(10)
+    until(lambda: log_starts(admin, [(topic, 0)])[topic, 0] == offset)
+
+
+def until(condition: Callable[[], bool], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.01)
+
+
+class Taken:
+    """All that successive polls of an intake brought."""
+
+    def __init__(self, intake: KafkaIntake) -> None:
+        self.intake, self.polls = intake, list[Intake]()
+
+    def poll(self, max_messages: int = 10_000) -> Intake:
+        self.polls.append(self.intake.poll(max_messages, WAIT))
+        return self.polls[-1]
+
+    def until_read(self, count: int) -> list[tuple[str, str, bytes | None]]:
+        """(partition, offset, payload) of everything read so far, once it is `count` messages."""
+        until(lambda: len(self.messages()) >= count or (self.poll() and False))
+        assert not self.poll().tables, "more came than was sent"
+        return self.messages()
+
+    def messages(self) -> list[tuple[str, str, bytes | None]]:
+        rows = [row for poll in self.polls for table in poll.tables.values() for row in table.to_pylist()]
+        return [(row["kafka_partition"], row["kafka_offset"], row["payload"]) for row in rows]
+
+    def payloads(self) -> list[bytes | None]:
+        return [payload for _, _, payload in self.messages()]
+
+    def resets(self) -> list[tuple[int, int, str]]:
+        return [(r.partition, r.lost_from, r.reason) for poll in self.polls for r in poll.resets]
+
+
+def test_a_message_is_taken_with_its_key_place_and_time(kafka_servers: str, topic: str, intake: KafkaIntake) -> None:
+    before = datetime.now(UTC)
+    send(kafka_servers, topic, b'{"a":1}', None)
+    taken = Taken(intake)
+    taken.until_read(2)
+    first, tombstone = taken.polls[-2].tables[topic].to_pylist()
+    assert (first["payload"], first["kafka_key"], first["kafka_partition"], first["kafka_offset"]) == (
+        b'{"a":1}', b"7", "0", "0")
+    assert abs((first["received_at"] - before).total_seconds()) < 5
+    assert tombstone["payload"] is None
+
+
+def test_positions_are_where_reading_goes_on(kafka_servers: str, topic: str, intake: KafkaIntake) -> None:
+    send(kafka_servers, topic, "a", "b", "c")
+    taken = Taken(intake)
+    taken.until_read(3)
+    incarnation = topic_ids(kafka_servers, [topic])[topic]
+    assert [(p.topic, p.partition, p.offset, p.incarnation) for p in taken.polls[-1].positions] == [
+        (topic, 0, 3, incarnation), (topic, 1, 0, incarnation)]
+    send(kafka_servers, topic, "d")
+    with reading(kafka_servers, topic) as another:
+        another.seek(taken.polls[-1].positions)
+        assert Taken(another).until_read(1) == [("0", "3", b"d")]
+
+
+def test_seeking_back_reads_again(kafka_servers: str, topic: str, intake: KafkaIntake) -> None:
+    send(kafka_servers, topic, "a", "b", "c")
+    taken = Taken(intake)
+    taken.until_read(3)
+    intake.seek([replace(position, offset=min(1, position.offset)) for position in taken.polls[-1].positions])
+    assert Taken(intake).until_read(2) == [("0", "1", b"b"), ("0", "2", b"c")]
+
+
+def test_a_batch_is_no_larger_than_asked(kafka_servers: str, topic: str, intake: KafkaIntake) -> None:
+    send(kafka_servers, topic, *(str(i) for i in range(250)))
+    taken = Taken(intake)
+    until(lambda: sum(t.num_rows for t in taken.poll(100).tables.values()) == 100)
+    assert sum(x.lag for x in intake.lag()) == 150
+    assert [int(payload or b"") for _, _, payload in taken.until_read(250)] == list(range(250))
+
+
+def test_lag_is_nothing_when_caught_up(kafka_servers: str, topic: str, intake: KafkaIntake) -> None:
+    send(kafka_servers, topic, "a", "b")
+    Taken(intake).until_read(2)
+    assert intake.lag() == [PartitionLag(topic, 0, 2, 2, 0), PartitionLag(topic, 1, 0, 0, 0)]
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_compressed_messages_are_read(kafka_servers: str, topic: str, intake: KafkaIntake, codec: str) -> None:
+    send(kafka_servers, topic, "x" * 1000, "y" * 1000, **{"compression.type": codec})
+    Taken(intake).until_read(2)
+
+
+def test_messages_of_a_megabyte_are_read_from_all_partitions(
+    kafka_servers: str, topic: str, intake: KafkaIntake
+) -> None:
+    for partition in (0, 1):
+        send(kafka_servers, topic, *(b"x" * 1_000_000 for _ in range(3)), partition=partition)
+    assert {len(payload or b"") for _, _, payload in Taken(intake).until_read(6)} == {1_000_000}
+
+
+def test_a_missing_topic_is_a_problem_until_it_is_created(kafka_servers: str, topic: str, topic_prefix: str) -> None:
+    late = topic_prefix + "purchases"
+    send(kafka_servers, topic, "a")
+    with reading(kafka_servers, topic, late) as intake:
+        taken = Taken(intake)
+        taken.until_read(1)
+        assert late in (taken.poll().problem or "")
+        ensure_topics(kafka_servers, [late], 1)
+        send(kafka_servers, late, "b")
+        assert taken.until_read(2)[-1] == ("0", "0", b"b")
+        assert taken.poll().problem is None
+        assert not taken.resets()
+
+
+@pytest.mark.parametrize("messages", [2, 9], ids=["shorter than before", "longer than before"])
+def test_a_topic_created_anew_is_read_from_its_start(
+    kafka_servers: str, topic: str, intake: KafkaIntake, messages: int
+) -> None:
+    send(kafka_servers, topic, *(f"old{i}" for i in range(5)))
+    taken = Taken(intake)
+    taken.until_read(5)
+    delete(kafka_servers, topic)
+    until(lambda: topic in (taken.poll().problem or ""))
+    ensure_topics(kafka_servers, [topic], 2)
+    send(kafka_servers, topic, *(f"new{i}" for i in range(messages)))
+    taken.until_read(5 + messages)
+    assert taken.payloads()[5:] == [f"new{i}".encode() for i in range(messages)]
+    assert taken.resets() == [(0, 5, BEGAN_ANEW), (1, 0, BEGAN_ANEW)]
+
+
+def test_a_topic_created_anew_while_nobody_read_is_noticed(kafka_servers: str, topic: str) -> None:
+    send(kafka_servers, topic, *(f"old{i}" for i in range(3)))
+    with reading(kafka_servers, topic) as intake:
+        taken = Taken(intake)
+        taken.until_read(3)
+        kept = taken.polls[-1].positions
+    delete(kafka_servers, topic)
+    ensure_topics(kafka_servers, [topic], 1)
+    send(kafka_servers, topic, *(f"new{i}" for i in range(4)))
+    with reading(kafka_servers, topic) as intake:
+        intake.seek(kept)
+        taken = Taken(intake)
+        taken.until_read(4)
+    assert taken.resets() == [(0, 3, BEGAN_ANEW), (1, 0, BEGAN_ANEW)]
+    assert [p.partition for p in taken.polls[-1].positions] == [0]
+
+
+def test_a_topic_created_anew_between_two_polls_again_and_again(
+    kafka_servers: str, topic: str, intake: KafkaIntake
+) -> None:
+    taken, sent = Taken(intake), list[bytes]()
+    for life in range(4):
+        payloads = [f"{life}:{i}" for i in range(10 + life)]
+        send(kafka_servers, topic, *payloads)
+        sent += [payload.encode() for payload in payloads]
+        taken.until_read(len(sent))
+        delete(kafka_servers, topic)
+        ensure_topics(kafka_servers, [topic], 2)
+    assert taken.payloads() == sent
+
+
+@pytest.mark.skipif(bool(os.environ.get("RECS_TEST_KAFKA")), reason="stops a broker of its own, the embedded one")
+def test_a_broker_that_lost_its_memory_is_read_from_the_new_start(tmp_path: Path, topic_prefix: str) -> None:
+    port, topic = free_port(), topic_prefix + "user_activity"
+    service = broker(port)
+    with reading(service.url, topic) as intake:
+        taken = Taken(intake)
+        with running(service, tmp_path):
+            ensure_topics(service.url, [topic], 1)
+            send(service.url, topic, "a", "b", "c")
+            taken.until_read(3)
+        away = taken.poll()
+        assert service.url in (away.problem or "")
+        assert not away.tables
+        assert [p.offset for p in away.positions] == [3]
+        with running(service, tmp_path):
+            ensure_topics(service.url, [topic], 1)
+            send(service.url, topic, "d", "e", "f", "g")
+            taken.until_read(7)
+            assert taken.poll().problem is None
+    assert taken.payloads() == [b"a", b"b", b"c", b"d", b"e", b"f", b"g"]
+    assert taken.resets() == [(0, 3, BEGAN_ANEW)]
+
+
+def test_no_broker_is_a_problem_not_an_error() -> None:
+    with reading(f"127.0.0.1:{free_port()}", "user_activity") as intake:
+        began = time.monotonic()
+        assert "does not answer" in (intake.poll(10, WAIT).problem or "")
+        assert time.monotonic() - began < 4
+        assert intake.lag() == []
+
+
+@real_kafka
+def test_new_partitions_are_read_from_their_start(kafka_servers: str, topic: str, intake: KafkaIntake) -> None:
+    send(kafka_servers, topic, "a")
+    taken = Taken(intake)
+    taken.until_read(1)
+    admin = admin_client(kafka_servers)
+    admin.create_partitions([NewPartitions(topic, 3)])[topic].result(10)
+    until(lambda: len(describe_topics(admin, [topic])[topic].partitions) == 3)
+    send(kafka_servers, topic, "b", partition=2)
+    assert taken.until_read(2)[-1] == ("2", "0", b"b")
+    assert not taken.resets()
+
+
+@real_kafka
+def test_messages_past_retention_are_reported(kafka_servers: str, topic: str, intake: KafkaIntake) -> None:
+    send(kafka_servers, topic, *"abcdef")
+    taken = Taken(intake)
+    until(lambda: bool(taken.poll(2).tables))
+    kept = taken.polls[-1].positions
+    forget_before(4, kafka_servers, topic)
+    intake.seek(kept)
+    again = Taken(intake)
+    assert again.until_read(2) == [("0", "4", b"e"), ("0", "5", b"f")]
+    assert again.resets() == [(0, kept[0].offset, RETENTION)]
+
+
+@real_kafka
+def test_retention_that_overtakes_a_reader_is_reported(kafka_servers: str, topic: str, intake: KafkaIntake) -> None:
+    taken = Taken(intake)
+    taken.poll()
+    send(kafka_servers, topic, *"abcdef")  # not fetched yet: a reader runs only while it is polled
+    forget_before(4, kafka_servers, topic)
+    assert taken.until_read(2) == [("0", "4", b"e"), ("0", "5", b"f")]
+    assert taken.resets() == [(0, 0, RETENTION)]
+
+
+@real_kafka
+def test_transactions_are_read_once_committed_and_their_marks_are_no_lag(
+    kafka_servers: str, topic: str, intake: KafkaIntake
+) -> None:
+    producer = Producer({"bootstrap.servers": kafka_servers, "transactional.id": topic, "log_level": 0})
+    producer.init_transactions(30)
+    for payload, end in (("kept", producer.commit_transaction), ("dropped", producer.abort_transaction)):
+        producer.begin_transaction()
+        producer.produce(topic, payload, partition=0)
+        producer.flush(10)
+        end(10)
+    taken = Taken(intake)
+    assert [payload for _, _, payload in taken.until_read(1)] == [b"kept"]
+    until(lambda: bool(taken.poll()) and intake.lag()[0].next_offset == 4)
+    assert intake.lag()[0].lag == 0
