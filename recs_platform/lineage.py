@@ -1,4 +1,4 @@
-"""`Pipeline` → `Lineage`: every box of the picture, from topic and catalog table to sink, and where each column is from.
+"""`Pipeline` → `Lineage`: every box of the picture, from topic and catalog table to sink, and whence each column.
 
 All of it follows from the SQL. A field taken out of a JSON column is a column of its own here (`event.user_id`), and
 a Kafka message is a `value` with its fields, a `partition`, an `offset` and a `timestamp`; so a value can be followed
@@ -142,9 +142,9 @@ def _fields(pipeline: Pipeline) -> Fields:
     found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for relation in reversed(list(pipeline)):  # readers first
         for column in relation.columns:
-            own: dict[str | None, str] = {None: column.type if len(column.lineage) == 1 else ANY, **found[relation.name, column.name]}
+            own = [("", column.type if len(column.lineage) == 1 else ANY), *found[relation.name, column.name].items()]
             for origin in column.lineage:
-                for inner, kind in own.items():
+                for inner, kind in own:
                     field = (_into(origin, inner) if inner else origin).field
                     known = found[origin.relation, origin.column]
                     if field and known.get(field, ANY) == ANY:

@@ -15,6 +15,7 @@ from hashlib import blake2b
 from typing import Any
 
 import psycopg
+from psycopg.rows import dict_row
 
 from recs_platform.errors import RecsError, SourceError
 from recs_platform.lineage import Key, catalog_key, relation_key, topic_key
@@ -33,7 +34,8 @@ SELECT wal_status, pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::b
   pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint AS retained_bytes, safe_wal_size AS bytes_until_lost
 FROM pg_replication_slots WHERE slot_name = %s"""
 _TABLE = """
-SELECT s.n_live_tup AS rows, pg_total_relation_size(s.relid) AS bytes, s.n_tup_ins + s.n_tup_upd + s.n_tup_del AS changes
+SELECT s.n_live_tup AS rows, pg_total_relation_size(s.relid) AS bytes,
+  s.n_tup_ins + s.n_tup_upd + s.n_tup_del AS changes
 FROM pg_stat_user_tables AS s WHERE s.relid = to_regclass(%s)"""
 
 
@@ -78,7 +80,8 @@ def of_topics(status: Mapping[str, Any]) -> list[Reading]:
         partitions.setdefault(partition["topic"], []).append(partition)
     return [
         Reading(
-            topic_key(topic), state=_problem(status, "kafka"), counters={"messages": sum(p["end_offset"] for p in found)},
+            topic_key(topic), state=_problem(status, "kafka"),
+            counters={"messages": sum(p["end_offset"] for p in found)},
             numbers={"lag_messages": sum(p["lag"] for p in found), "partitions": len(found)})
         for topic, found in partitions.items()]
 
@@ -86,10 +89,12 @@ def of_topics(status: Mapping[str, Any]) -> list[Reading]:
 def of_relations(status: Mapping[str, Any], pipeline: Pipeline) -> list[Reading]:
     """Rows of each deployed relation, and for sinks of events how fresh Redis is."""
     known = {entry["name"]: entry for entry in status["relations"]}
-    return [_of_relation(relation, known[relation.name], status, pipeline) for relation in pipeline if relation.name in known]
+    return [_of_relation(r, known[r.name], status, pipeline) for r in pipeline if r.name in known]
 
 
-def _of_relation(relation: Relation, entry: Mapping[str, Any], status: Mapping[str, Any], pipeline: Pipeline) -> Reading:
+def _of_relation(
+    relation: Relation, entry: Mapping[str, Any], status: Mapping[str, Any], pipeline: Pipeline
+) -> Reading:
     numbers: dict[str, Number] = {} if entry["rows"] is None else {"rows": entry["rows"]}
     state = {"fingerprint": entry["fingerprint"], "deployed_at": entry["deployed_at"]}
     if entry.get("mode"):
@@ -119,12 +124,12 @@ def of_catalog(url: str, slot: str, pipeline: Pipeline) -> list[Reading]:
     sources = [relation for relation in pipeline if relation.connector == "postgres-cdc"]
     options = f"-c statement_timeout={STATEMENT_MILLISECONDS}"
     try:
-        with psycopg.connect(url, connect_timeout=CONNECT_SECONDS, options=options, row_factory=psycopg.rows.dict_row) as server:
+        with psycopg.connect(url, connect_timeout=CONNECT_SECONDS, options=options, row_factory=dict_row) as server:
             found = server.execute(_SLOT, [slot]).fetchone()
             rows = {table: server.execute(_TABLE, [table]).fetchone() for table in sorted(tables)}
     except psycopg.Error as error:
         raise SourceError(f"PostgreSQL at {masked(url)} cannot be observed: {masked(str(error)).strip()}") from None
-    return [*(_of_slot(source, slot, found) for source in sources), *(_of_table(table, row) for table, row in rows.items())]
+    return [*(_of_slot(source, slot, found) for source in sources), *(_of_table(*item) for item in rows.items())]
 
 
 def _of_slot(source: Relation, slot: str, row: Mapping[str, Any] | None) -> Reading:
@@ -138,7 +143,8 @@ def _of_slot(source: Relation, slot: str, row: Mapping[str, Any] | None) -> Read
 def _of_table(table: str, row: Mapping[str, Any] | None) -> Reading:
     if row is None:
         return Reading(catalog_key(table), state={"problem": f"PostgreSQL has no table {table}"})
-    return Reading(catalog_key(table), {"rows": row["rows"], "bytes": row["bytes"]}, counters={"changes": row["changes"]})
+    numbers = {name: row[name] for name in ("rows", "bytes")}
+    return Reading(catalog_key(table), numbers, counters={"changes": row["changes"]})
 
 
 # -- what is worth writing down ---------------------------------------------------------------------------------------
@@ -155,7 +161,7 @@ class Entry:
 
 
 class Journal:
-    """Remembers what was written down, so that little is: news at once, moving numbers every few minutes, the rest hourly.
+    """Remembers what was written down, so that little is: news at once, what moves every few minutes, the rest hourly.
 
     It is as long as there are things to measure: what is not measured any more is forgotten.
     """
@@ -181,7 +187,8 @@ class Journal:
         found = []
         for reading in readings:
             before = self._entries.get(reading.key)
-            after = Entry(now, _digest(reading.state), _digest(reading.numbers, reading.counters, reading.changed_at), reading.counters)
+            moving = _digest(reading.numbers, reading.counters, reading.changed_at)
+            after = Entry(now, _digest(reading.state), moving, reading.counters)
             if before is None or _is_due(before, after):
                 self._entries[reading.key] = after
                 found.append(_with_rates(reading, before, now))

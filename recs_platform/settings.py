@@ -94,6 +94,10 @@ class Settings:
             raise SettingsError(f"{variable} is not set and no stack is running in {self.state_dir}: `recs up` starts one")
         return value
 
+    def shown(self, name: str) -> str:
+        """An endpoint with its password masked."""
+        return masked(getattr(self, name))
+
     def endpoints(self) -> dict[str, str]:
         """The endpoints (with their secrets), as kept in the state directory."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["endpoint"] and getattr(self, f.name)}

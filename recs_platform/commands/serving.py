@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recs_platform.errors import RecsError
+from recs_platform.commands.reporting import reported
 from recs_platform.serving.direct import query as query_engine
 from recs_platform.serving.direct import rows
 from recs_platform.serving.keys import Product
@@ -29,7 +28,7 @@ def recommend(user_id: str, limit: int, as_json: bool) -> None:
 
     USER_ID is a whole number, such as 123. A shopper nobody has seen yet gets what trends.
     """
-    with _reported(), RecommendationStore() as store:
+    with reported(), RecommendationStore() as store:
         found = store.get_user_recommendations(user_id, limit)
         if as_json:
             _print_json({"user_id": int(user_id), "recommended_products": found})
@@ -50,7 +49,7 @@ def recommend(user_id: str, limit: int, as_json: bool) -> None:
 @AS_JSON
 def trending(window: str | None, segment: str | None, limit: int, everything: bool, as_json: bool) -> None:
     """The most viewed products of one hour, with their views."""
-    with _reported(), RecommendationStore() as store:
+    with reported(), RecommendationStore() as store:
         found = store.get_trending_products(window, segment, limit, available_only=not everything)
         if as_json:
             _print_json([row._asdict() for row in found])
@@ -79,7 +78,7 @@ def query(sql: str, params: tuple[str, ...], as_json: bool) -> None:
     recs query "SELECT * FROM trending_products LIMIT 10"
     recs query "SELECT * FROM user_recommendations WHERE user_id = ?" 123
     """
-    with _reported():
+    with reported():
         table = query_engine(sql, [_value(param) for param in params] or None)
     if as_json:
         _print_json(table.to_pylist())
@@ -117,14 +116,3 @@ def _print_table(title: str | None, columns: Sequence[str], lines: Iterable[Sequ
 
 def _print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Expected errors as one line instead of a traceback."""
-    try:
-        yield
-    except RecsError as error:
-        raise click.ClickException(str(error)) from None
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None

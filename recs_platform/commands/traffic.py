@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from recs_platform import catalog as catalogs
 from recs_platform import replay as replays
 from recs_platform import simulator
-from recs_platform.errors import RecsError
+from recs_platform.commands.reporting import reported
 from recs_platform.settings import Settings
 
 _ABOVE_0 = click.FloatRange(min=0, min_open=True)
@@ -44,7 +44,7 @@ def simulate(
     simulated shoppers of `recs up`, if there are any.
     """
     console = Console(stderr=True)
-    with _reported(), _until_stopped(seconds) as stop, console.status("Shoppers arrive …") as status:
+    with reported(), _until_stopped(seconds) as stop, console.status("Shoppers arrive …") as status:
         settings = Settings.load()
         rate = settings.simulate_rate if rate is None else rate
         users = settings.simulate_users if users is None else users
@@ -81,7 +81,7 @@ def replay(
     recommended: --add-missing-items adds them.
     """
     columns = replays.Columns(session, item, time_column)
-    with _reported(), _bar() as bar:
+    with reported(), _bar() as bar:
         task = bar.add_task(file.name, total=None)
         done = replays.replay(
             file, Settings.load(), _speed(speed), columns, add_missing_items=add_missing_items, category=category,
@@ -108,20 +108,12 @@ def load(file: Path) -> None:
     It names its columns: product_id and name, and any of category, price, description, image_url and in_stock. Columns
     it does not have keep their values. All of the file is loaded or, when a line is wrong, nothing.
     """
-    with _reported():
+    with reported():
         done = catalogs.load_catalog(file, Settings.load().require("postgres_url"))
     click.echo(f"{done.added:,} products added, {done.changed:,} changed, {done.unchanged:,} as they were.")
     if done.ignored_columns:
         click.echo(f"Columns left out, the catalog has none of that name: {', '.join(done.ignored_columns)}.", err=True)
 
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Errors made for people are shown as such, without a traceback."""
-    try:
-        yield
-    except RecsError as error:
-        raise click.ClickException(str(error)) from error
 
 
 @contextmanager

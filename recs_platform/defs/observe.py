@@ -29,12 +29,14 @@ def observer(pipeline: Pipeline, known: list[Key]) -> dg.SensorDefinition:
         description="Observes topics, catalog tables, the replication slot and all relations: lag, rates, sizes, age.")
     def observe(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """Never fails for a part that is away: it observes the others and says in the tick which are."""
-        readings, problems = try_all(partial(read_engine, platform, pipeline), partial(read_catalog, platform, pipeline))
+        takers = (partial(read_engine, platform, pipeline), partial(read_catalog, platform, pipeline))
+        readings, problems = try_all(*takers)
         journal = Journal.load(context.cursor)
         due = journal.due(readings, known)
+        summary = f"{len(readings)} looked at, {len(due)} written down"
         return dg.SensorResult(
             asset_events=[dg.AssetObservation(dg.AssetKey(r.key), metadata=reading_metadata(r)) for r in due],
-            cursor=journal.dump(), skip_reason="; ".join([*problems, f"{len(readings)} looked at, {len(due)} written down"]))
+            cursor=journal.dump(), skip_reason="; ".join([*problems, summary]))
 
     return observe
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
 
 from recs_platform.lineage import Key, Lineage, LineageColumn, Node, Place
@@ -20,23 +22,23 @@ DEPLOY_WHEN_CHANGED = (
 ).with_label("its SQL has changed, or nobody has seen it deployed")
 """Nothing that moves in the data asks for a run, and a deployment that failed waits for a person or for new SQL."""
 
-MetadataMapping = dict[str, dg.MetadataValue[object]]
+Metadata = dict[str, dg.MetadataValue[Any]]
 
 
 def asset_spec(node: Node, lineage: Lineage) -> dg.AssetSpec:
     """A topic or catalog table as an external asset, a relation as one that a run deploys."""
     relation = node.relation
     return dg.AssetSpec(
-        dg.AssetKey(node.key), deps=[dg.AssetKey(key) for key in node.upstreams], description=node.description or None,
+        dg.AssetKey(node.key), deps=[dg.AssetKey(key) for key in node.upstreams], description=_markdown(node.description),
         group_name=node.group, kinds=set(node.kinds), owners=[OURS if relation else THEIRS],
         metadata={**_column_metadata(node, lineage), **(_relation_metadata(relation) if relation else {})},
         code_version=relation.fingerprint if relation else None, skippable=relation is not None,
         automation_condition=DEPLOY_WHEN_CHANGED if relation else None)
 
 
-def reading_metadata(reading: Reading) -> MetadataMapping:
+def reading_metadata(reading: Reading) -> Metadata:
     """Numbers as numbers, so that Dagster plots them over time."""
-    found: MetadataMapping = {name: dg.MetadataValue.text(text) for name, text in reading.state.items()}
+    found: Metadata = {name: dg.MetadataValue.text(text) for name, text in reading.state.items()}
     for name, number in reading.numbers.items():
         label = "dagster/row_count" if name == "rows" else name
         found[label] = dg.MetadataValue.int(number) if isinstance(number, int) else dg.MetadataValue.float(number)
@@ -45,7 +47,7 @@ def reading_metadata(reading: Reading) -> MetadataMapping:
     return found
 
 
-def _column_metadata(node: Node, lineage: Lineage) -> MetadataMapping:
+def _column_metadata(node: Node, lineage: Lineage) -> Metadata:
     if not node.columns:
         return {}
     key = node.relation.key if node.relation else ()
@@ -57,8 +59,10 @@ def _column_metadata(node: Node, lineage: Lineage) -> MetadataMapping:
     deps = {
         column.name: [dg.TableColumnDep(dg.AssetKey(key), name) for key, name in column.sources]
         for column in node.columns if column.sources}
-    schema = {"dagster/column_schema": dg.MetadataValue.table_schema(dg.TableSchema(columns))}
-    return schema | ({"dagster/column_lineage": dg.MetadataValue.column_lineage(dg.TableColumnLineage(deps))} if deps else {})
+    found: Metadata = {"dagster/column_schema": dg.MetadataValue.table_schema(dg.TableSchema(columns))}
+    if deps:
+        found["dagster/column_lineage"] = dg.MetadataValue.column_lineage(dg.TableColumnLineage(deps))
+    return found
 
 
 def _whence(key: Key, column: LineageColumn, lineage: Lineage) -> str | None:
@@ -74,8 +78,13 @@ def _listed(places: set[Place] | frozenset[Place]) -> str:
     return ", ".join(f"`{'/'.join(key)}.{name}`" for key, name in sorted(places))
 
 
-def _relation_metadata(relation: Relation) -> MetadataMapping:
-    found: MetadataMapping = {
+def _markdown(text: str) -> str | None:
+    """Dagster reads descriptions as Markdown, where `<user id>` would be a tag that nobody sees."""
+    return text.replace("<", r"\<") or None
+
+
+def _relation_metadata(relation: Relation) -> Metadata:
+    found: Metadata = {
         "dagster/relation_identifier": dg.MetadataValue.text(relation.name),
         "sql": dg.MetadataValue.md(f"```sql\n{relation.text.strip()}\n```"),
         "file": dg.MetadataValue.path(_place_of(relation)),

@@ -1,7 +1,5 @@
 """The asset graph: one asset for each box of the lineage, and one op that deploys what is selected."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +21,7 @@ RETRIES, BETWEEN_RETRIES = 3, 10.0  # seconds, for an engine that is just being 
 class Deploy(dg.Config):
     """How the selected relations are deployed."""
 
-    rebuild: bool = Field(default=False, description="Build the selected relations anew although their SQL has not changed.")
+    rebuild: bool = Field(default=False, description="Build the selected relations anew though their SQL is unchanged.")
 
 
 @dg.definitions
@@ -33,7 +31,10 @@ def definitions() -> dg.Definitions:
     outside = [asset_spec(node, lineage) for node in lineage if node.relation is None]
     return dg.Definitions(
         assets=[*outside, deployment(pipeline, lineage)],
-        jobs=[rebuild_job(pipeline)],
+        jobs=[dg.define_asset_job(
+            "rebuild", selection=[r.name for r in pipeline if r.kind in (Kind.VIEW, Kind.SINK)],
+            config={"ops": {"stream": {"config": {"rebuild": True}}}},
+            description="Builds every view and sink anew from what the engine keeps, though no SQL has changed.")],
         sensors=[automation(pipeline)],
         executor=dg.in_process_executor,
     )
@@ -57,13 +58,6 @@ def deployment(pipeline: Pipeline, lineage: Lineage) -> dg.AssetsDefinition:
                 yield _materialized(relation, plan, readings.get(relation.name))
 
     return stream
-
-
-def rebuild_job(pipeline: Pipeline) -> dg.UnresolvedAssetJobDefinition:
-    return dg.define_asset_job(
-        "rebuild", selection=[r.name for r in pipeline if r.kind in (Kind.VIEW, Kind.SINK)],
-        config={"ops": {"stream": {"config": {"rebuild": True}}}},
-        description="Builds every view and sink anew from what the engine keeps, although no SQL has changed.")
 
 
 def automation(pipeline: Pipeline) -> dg.AutomationConditionSensorDefinition:
@@ -90,9 +84,9 @@ def deploy(platform: Platform, pipeline: Pipeline, rebuild: Collection[str]) -> 
 
 
 def _materialized(relation: Relation, plan: Plan, reading: Reading | None) -> dg.MaterializeResult[Any]:
-    steps = [f"- {step.action} `{step.name}__{step.fingerprint}`: {step.reason}" for step in plan.steps if step.name == relation.name]
+    steps = [f"- {step}" for step in plan.steps if step.name == relation.name]
     return dg.MaterializeResult(
         asset_key=dg.AssetKey(relation_key(relation.name)),
         metadata={
-            "plan": dg.MetadataValue.md("\n".join(steps) or "nothing to do: deployed as `sql/` says"),
-            **(reading_metadata(reading) if reading else {})})
+            **(reading_metadata(reading) if reading else {}),
+            "plan": dg.MetadataValue.md("\n".join(steps) or "nothing to do: deployed as `sql/` says")})

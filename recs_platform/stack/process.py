@@ -82,6 +82,15 @@ def marked(stack: Path) -> dict[str, list[psutil.Process]]:
     return {part: sorted(processes, key=lambda p: (p.create_time(), p.pid)) for part, processes in found.items()}
 
 
+def main_process(processes: Iterable[psutil.Process]) -> Running | None:
+    """Of a part's processes the one that was started by a supervisor: the leader of their session."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            if os.getsid(process.pid) == process.pid:
+                return Running(process)
+    return None
+
+
 def stop(running: Running, part: str, seconds: float = STOP_SECONDS) -> None:
     """Asks the process to stop the way that part wants it, and kills it after `seconds`; returns when it is gone."""
     with suppress(psutil.NoSuchProcess):

@@ -14,13 +14,11 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-import psutil
-
 from recs_platform.errors import RecsError
 from recs_platform.settings import ENDPOINTS_FILE, Settings, save_endpoints
 from recs_platform.stack.part import Part
 from recs_platform.stack.parts import PARTS, chosen, services
-from recs_platform.stack.process import SUPERVISOR, Running, marked, stop_everything, sweep
+from recs_platform.stack.process import SUPERVISOR, main_process, marked, stop_everything, sweep
 from recs_platform.stack.state import LOG_DIR, StackState, State, load, save, supervising
 
 ROUND_SECONDS = 0.1
@@ -37,7 +35,7 @@ class Supervisor:
         settings, wanted = services(settings, names, before.ports() if before else {}, living)
         for name in living.keys() - {service.name for service in wanted if not service.yours} - {SUPERVISOR}:
             sweep(living[name])
-        self.parts = [Part(s, self.stack, self._found(living.get(s.name, []), s.yours)) for s in wanted]
+        self.parts = [Part(s, self.stack, None if s.yours else main_process(living.get(s.name, []))) for s in wanted]
         self.written: StackState | None = None
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self._write(State.STARTING)  # the ports, before anything listens on them
@@ -77,11 +75,6 @@ class Supervisor:
         if now != self.written:
             save(self.stack, now)
             self.written = now
-
-    @staticmethod
-    def _found(processes: list[psutil.Process], yours: bool) -> Running | None:
-        """The oldest is the one the supervisor started; the others it started itself."""
-        return Running(processes[0]) if processes and not yours else None
 
 
 def main(arguments: list[str]) -> int:

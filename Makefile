@@ -1,0 +1,48 @@
+# All there is to set up: `make up` runs it, `make test` checks it. Both install into .venv first, with Python alone.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: install up down test lint types suite test-kafka lock clean help
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(INSTALLED)  ## build .venv from the lock file
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is wanted, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 …")'
+	@echo "Installing into .venv (about a minute the first time) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+up: install  ## start everything and watch it work; ctrl-C stops it
+	@$(BIN)/recs up
+
+down: install  ## stop what `make up` started
+	@$(BIN)/recs down
+
+test: lint types suite  ## lint, strict types, the suite
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+suite: install
+	$(BIN)/pytest -n 2 --dist loadfile
+
+test-kafka: install  ## the broker-facing tests against Apache Kafka 4 (needs Java and Maven)
+	$(BIN)/python -m recs_platform_tests.apache_kafka $(BIN)/pytest recs_platform_tests/test_intake.py recs_platform_tests/test_engine.py
+
+lock: install  ## write requirements.lock anew from pyproject.toml
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-strip-extras --python-version 3.11 --extra dev \
+		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+clean:  ## remove .venv and the state of the stack
+	rm -rf .venv .recs

@@ -1,0 +1,66 @@
+"""`recs plan`, `recs apply`, `recs sql`: from the files of `sql/` to what is deployed."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from recs_platform.commands.reporting import reported
+from recs_platform.engines.local.client import LocalEngine
+from recs_platform.pipeline import Pipeline, Relation, render
+from recs_platform.plan import Plan
+from recs_platform.settings import Settings
+
+REBUILD = click.option("--rebuild", multiple=True, metavar="NAME", help="Build this relation anew although nothing changed.")
+
+
+@click.command()
+@REBUILD
+def plan(rebuild: tuple[str, ...]) -> None:
+    """What `recs apply` would do, and why."""
+    with reported(), LocalEngine() as engine:
+        _show(engine.plan(rebuild), "Nothing to do: what is deployed is what sql/ says.")
+
+
+@click.command()
+@REBUILD
+def apply(rebuild: tuple[str, ...]) -> None:
+    """Make what is deployed what the files of sql/ say.
+
+    Only what changed, and what reads it, is built anew; readers go over when the new version is complete.
+    """
+    with reported(), LocalEngine() as engine:
+        _show(engine.apply(rebuild), "Nothing to do: what is deployed is what sql/ says.")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--secrets", is_flag=True, help="Fill in passwords too; without it they are ***.")
+def sql(name: str | None, secrets: bool) -> None:
+    """The statements for a RisingWave, in order, settings filled in.
+
+    NAME prints one relation alone. The statements name relations as the files do.
+    """
+    with reported():
+        settings = Settings.load()
+        pipeline = Pipeline.load(settings.sql_dir)
+        for relation in [pipeline[name]] if name else pipeline:
+            click.echo(_filled(relation, settings, secrets).rstrip() + "\n")
+
+
+def _filled(relation: Relation, settings: Settings, secrets: bool) -> str:
+    variables = settings.sql_variables() | {"version": relation.fingerprint}
+    if not secrets:
+        variables |= {"postgres_password": "***", "redis_url": settings.shown("redis_url")}
+    return render(relation.text, variables)
+
+
+def _show(plan: Plan, nothing: str) -> None:
+    if not plan:
+        click.echo(nothing)
+        return
+    table = Table("", "relation", "version", "because", box=None, header_style="bold")
+    for step in plan.steps:
+        table.add_row(str(step.action), step.name, step.fingerprint, step.reason)
+    Console().print(table)
