@@ -40,8 +40,13 @@ Upstream = tuple[tuple[Column, ...], tuple[str, ...]]  # columns, key
 
 # What functions give that sqlglot has no word for, or no type.
 _FUNCTION_TYPES = {
-    "jsonb_path_query_array": "JSONB", "to_jsonb": "JSONB", "jsonb_agg": "JSONB", "jsonb_build_object": "JSONB",
-    "convert_from": "VARCHAR", "to_char": "VARCHAR", "jsonb_typeof": "VARCHAR",
+    "jsonb_path_query_array": "JSONB",
+    "to_jsonb": "JSONB",
+    "jsonb_agg": "JSONB",
+    "jsonb_build_object": "JSONB",
+    "convert_from": "VARCHAR",
+    "to_char": "VARCHAR",
+    "jsonb_typeof": "VARCHAR",
 }
 
 
@@ -70,13 +75,15 @@ def describe_query(
     schema: dict[str, object] = {name: {c.name: c.type for c in columns} for name, (columns, _) in upstreams.items()}
     plain = expand_tumble(query.copy())
     qualified = qualify(
-        plain, schema=schema, dialect=DIALECT, quote_identifiers=False, identify=False, validate_qualify_columns=True)
+        plain, schema=schema, dialect=DIALECT, quote_identifiers=False, identify=False, validate_qualify_columns=True
+    )
     typed = annotate_types(qualified, schema=schema, dialect=DIALECT, expression_metadata=_METADATA)
     scope = build_scope(typed)
     assert scope is not None
     columns = tuple(
         Column(name, _type_of(_first_select(typed).selects[i]), tuple(sorted(_lineage(scope, i), key=str)))
-        for i, name in enumerate(typed.named_selects))
+        for i, name in enumerate(typed.named_selects)
+    )
     keys = {name: key for name, (_, key) in upstreams.items()}
     return typed, columns, _key_of(scope, keys)
 
@@ -89,8 +96,11 @@ def expand_tumble(query: exp.Query) -> exp.Query:
             continue
         source, column, width = call.expressions
         windows = [
-            exp.alias_(exp.cast(exp.func(f"tumble_{edge}", column.copy(), width.copy()), "TIMESTAMPTZ"), f"window_{edge}")
-            for edge in ("start", "end")]
+            exp.alias_(
+                exp.cast(exp.func(f"tumble_{edge}", column.copy(), width.copy()), "TIMESTAMPTZ"), f"window_{edge}"
+            )
+            for edge in ("start", "end")
+        ]
         inner = exp.select("*", *windows).from_(exp.to_table(source.name))
         table.replace(inner.subquery(table.alias or source.name))
     return query
@@ -183,7 +193,8 @@ def equalities(select: exp.Select) -> set[frozenset[str]]:
         {condition.left.sql(), condition.right.sql()}
         for join in select.args.get("joins") or []
         for condition in _conjuncts(join.args.get("on"))
-        if isinstance(condition, exp.EQ)]
+        if isinstance(condition, exp.EQ)
+    ]
     classes: list[set[str]] = []
     for pair in pairs:
         touching = [c for c in classes if c & pair]

@@ -102,9 +102,14 @@ def _inside(relation: Relation, fields: Fields, engine: str) -> Node:
     connector = "postgres" if relation.kind is Kind.TABLE else _CONNECTORS.get(relation.connector or "", engine)
     outside = outside_key(relation)
     return Node(
-        key=relation_key(relation.name), group=f"{relation.kind}s", kinds=frozenset({"sql", connector}),
-        description=relation.description, columns=tuple(_columns(relation, fields)), relation=relation,
-        upstreams=(*([outside] if outside else []), *(relation_key(name) for name in relation.upstreams)))
+        key=relation_key(relation.name),
+        group=f"{relation.kind}s",
+        kinds=frozenset({"sql", connector}),
+        description=relation.description,
+        columns=tuple(_columns(relation, fields)),
+        relation=relation,
+        upstreams=(*([outside] if outside else []), *(relation_key(name) for name in relation.upstreams)),
+    )
 
 
 def _columns(relation: Relation, fields: Fields) -> Iterator[LineageColumn]:
@@ -168,5 +173,9 @@ def _outside(inside: list[Node]) -> list[Node]:
 def _outside_node(key: Key, readers: list[str], columns: Mapping[str, str]) -> Node:
     what = "The Kafka topic" if key[0] == "kafka" else "The PostgreSQL table"
     return Node(
-        key=key, group=key[0], kinds=frozenset({key[0]}), description=f"{what} that {' and '.join(readers)} reads.",
-        columns=tuple(LineageColumn(name, kind) for name, kind in columns.items()))
+        key=key,
+        group=key[0],
+        kinds=frozenset({key[0]}),
+        description=f"{what} that {' and '.join(readers)} reads.",
+        columns=tuple(LineageColumn(name, kind) for name, kind in columns.items()),
+    )

@@ -24,10 +24,20 @@ from recs_platform.errors import PipelineError
 from recs_platform.statements import Statement
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
-VARIABLES = frozenset({
-    "kafka_bootstrap_servers", "redis_url", "postgres_host", "postgres_port", "postgres_user", "postgres_password",
-    "postgres_database", "publication", "replication_slot", "version",
-})
+VARIABLES = frozenset(
+    {
+        "kafka_bootstrap_servers",
+        "redis_url",
+        "postgres_host",
+        "postgres_port",
+        "postgres_user",
+        "postgres_password",
+        "postgres_database",
+        "publication",
+        "replication_slot",
+        "version",
+    }
+)
 
 
 class Kind(StrEnum):
@@ -176,9 +186,13 @@ def _read(sql_dir: Path) -> dict[str, Statement]:
     for path in paths:
         statement = statements.parse(path)
         if statement.name in parsed:
-            raise PipelineError(f"{statement.name} is defined in {parsed[statement.name].path} too", path, statement.line)
+            raise PipelineError(
+                f"{statement.name} is defined in {parsed[statement.name].path} too", path, statement.line
+            )
         if statement.name != path.stem:
-            raise PipelineError(f"defines {statement.name!r}, so the file must be {statement.name}.sql", path, statement.line)
+            raise PipelineError(
+                f"defines {statement.name!r}, so the file must be {statement.name}.sql", path, statement.line
+            )
         _check_variables(statement)
         parsed[statement.name] = statement
     return parsed
@@ -188,7 +202,9 @@ def _check_variables(statement: Statement) -> None:
     for match in VARIABLE.finditer(statement.text):
         if match[1] not in VARIABLES:
             line = statement.text.count("\n", 0, match.start()) + 1
-            raise PipelineError(f"unknown variable {match[0]}; known: {', '.join(sorted(VARIABLES))}", statement.path, line)
+            raise PipelineError(
+                f"unknown variable {match[0]}; known: {', '.join(sorted(VARIABLES))}", statement.path, line
+            )
 
 
 def _in_order(parsed: Mapping[str, Statement]) -> list[str]:
@@ -215,8 +231,14 @@ def _relation(statement: Statement, known: Mapping[str, Relation]) -> Relation:
         except SqlglotError as error:
             raise PipelineError(str(error), statement.path, statement.line_in(str(error))) from None
     return Relation(
-        name=statement.name, kind=Kind(statement.kind), path=statement.path, statement=statement, upstreams=upstreams,
-        columns=columns, key=key, query=query,
+        name=statement.name,
+        kind=Kind(statement.kind),
+        path=statement.path,
+        statement=statement,
+        upstreams=upstreams,
+        columns=columns,
+        key=key,
+        query=query,
         fingerprint=_fingerprint(statement, [known[name].fingerprint for name in upstreams]),
     )
 

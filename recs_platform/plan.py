@@ -54,15 +54,20 @@ def make_plan(pipeline: Pipeline, deployed: Mapping[str, str], rebuild: Iterable
         pipeline[name]  # raises for a name nobody defines
     creates = [
         Step(Action.CREATE, r.name, r.fingerprint, _reason(r, pipeline, deployed, again))
-        for r in pipeline if r.is_materialized or r.query is not None
-        if deployed.get(r.name) != r.fingerprint or r.name in again]
+        for r in pipeline
+        if r.is_materialized or r.query is not None
+        if deployed.get(r.name) != r.fingerprint or r.name in again
+    ]
     switches = [
         Step(Action.SWITCH, s.name, s.fingerprint, f"readers go over from {deployed[s.name]}")
-        for s in creates if deployed.get(s.name) not in (None, s.fingerprint)]
+        for s in creates
+        if deployed.get(s.name) not in (None, s.fingerprint)
+    ]
     drops = [
         Step(Action.DROP, name, fingerprint, _why_dropped(name, pipeline))
         for name, fingerprint in deployed.items()
-        if name not in pipeline.relations or pipeline[name].fingerprint != fingerprint]
+        if name not in pipeline.relations or pipeline[name].fingerprint != fingerprint
+    ]
     return Plan((*creates, *switches, *reversed(drops)))
 
 

@@ -80,10 +80,13 @@ def of_topics(status: Mapping[str, Any]) -> list[Reading]:
         partitions.setdefault(partition["topic"], []).append(partition)
     return [
         Reading(
-            topic_key(topic), state=_problem(status, "kafka"),
+            topic_key(topic),
+            state=_problem(status, "kafka"),
             counters={"messages": sum(p["end_offset"] for p in found)},
-            numbers={"lag_messages": sum(p["lag"] for p in found), "partitions": len(found)})
-        for topic, found in partitions.items()]
+            numbers={"lag_messages": sum(p["lag"] for p in found), "partitions": len(found)},
+        )
+        for topic, found in partitions.items()
+    ]
 
 
 def of_relations(status: Mapping[str, Any], pipeline: Pipeline) -> list[Reading]:

@@ -49,15 +49,33 @@ def _setting(variable: str, default: Any, help: str, *, secret: bool = False, en
 class Settings:
     """All settings of one process. `Settings.load()` reads them; nothing else looks at the environment."""
 
-    state_dir: Path = _setting("RECS_STATE_DIR", lambda: project_root() / ".recs", "where the stack keeps its state and logs")
+    state_dir: Path = _setting(
+        "RECS_STATE_DIR", lambda: project_root() / ".recs", "where the stack keeps its state and logs"
+    )
     sql_dir: Path = _setting("RECS_SQL_DIR", default_sql_dir, "the pipeline: one relation a file")
     kafka_bootstrap_servers: str = _setting(
-        "RECS_KAFKA_BOOTSTRAP_SERVERS", "", "your own Kafka instead of the embedded broker, host:port[,…]", endpoint=True)
+        "RECS_KAFKA_BOOTSTRAP_SERVERS",
+        "",
+        "your own Kafka instead of the embedded broker, host:port[,…]",
+        endpoint=True,
+    )
     postgres_url: str = _setting(
-        "RECS_POSTGRES_URL", "", "your own PostgreSQL instead of the embedded one, postgresql://…", secret=True, endpoint=True)
+        "RECS_POSTGRES_URL",
+        "",
+        "your own PostgreSQL instead of the embedded one, postgresql://…",
+        secret=True,
+        endpoint=True,
+    )
     redis_url: str = _setting(
-        "RECS_REDIS_URL", "", "your own Redis or Valkey instead of the embedded one, redis://…", secret=True, endpoint=True)
-    engine_url: str = _setting("RECS_ENGINE_URL", "", "where the engine answers queries, grpc://127.0.0.1:port", endpoint=True)
+        "RECS_REDIS_URL",
+        "",
+        "your own Redis or Valkey instead of the embedded one, redis://…",
+        secret=True,
+        endpoint=True,
+    )
+    engine_url: str = _setting(
+        "RECS_ENGINE_URL", "", "where the engine answers queries, grpc://127.0.0.1:port", endpoint=True
+    )
     engine_token: str = _setting("RECS_ENGINE_TOKEN", "", "the token queries are sent with", secret=True, endpoint=True)
     dagster_url: str = _setting("RECS_DAGSTER_URL", "", "where the Dagster UI listens", endpoint=True)
     kafka_port: int = _setting("RECS_KAFKA_PORT", 0, "port of the embedded broker; 0 takes a free one")
@@ -69,9 +87,12 @@ class Settings:
     publication: str = _setting("RECS_PUBLICATION", "recs", "PostgreSQL publication of the catalog tables")
     replication_slot: str = _setting("RECS_REPLICATION_SLOT", "recs", "PostgreSQL replication slot the engine reads")
     log_retention_hours: int = _setting(
-        "RECS_LOG_RETENTION_HOURS", 192, "how long the local engine keeps raw messages, for rebuilds")
+        "RECS_LOG_RETENTION_HOURS", 192, "how long the local engine keeps raw messages, for rebuilds"
+    )
     engine_memory: str = _setting("RECS_ENGINE_MEMORY", "4GB", "memory limit of the local engine")
-    simulate_rate: float = _setting("RECS_SIMULATE_RATE", 50.0, "events a second of the stack's simulated shoppers; 0 for none")
+    simulate_rate: float = _setting(
+        "RECS_SIMULATE_RATE", 50.0, "events a second of the stack's simulated shoppers; 0 for none"
+    )
     simulate_users: int = _setting("RECS_SIMULATE_USERS", 2000, "how many simulated shoppers")
 
     @classmethod
@@ -81,9 +102,15 @@ class Settings:
         Raises `SettingsError` naming the variable whose value cannot be used.
         """
         environ = os.environ if environ is None else environ
-        given = {f.name: _parsed(f, environ[f.metadata["variable"]]) for f in fields(cls) if environ.get(f.metadata["variable"])}
+        given = {
+            f.name: _parsed(f, environ[f.metadata["variable"]])
+            for f in fields(cls)
+            if environ.get(f.metadata["variable"])
+        }
         settings = cls(**{**given, **overrides})
-        running: dict[str, Any] = {name: value for name, value in _endpoints(settings.state_dir).items() if not getattr(settings, name)}
+        running: dict[str, Any] = {
+            name: value for name, value in _endpoints(settings.state_dir).items() if not getattr(settings, name)
+        }
         return replace(settings, **running)
 
     def require(self, name: str) -> str:
@@ -91,7 +118,9 @@ class Settings:
         value: str = getattr(self, name)
         if not value:
             variable = type(self).__dataclass_fields__[name].metadata["variable"]
-            raise SettingsError(f"{variable} is not set and no stack is running in {self.state_dir}: `recs up` starts one")
+            raise SettingsError(
+                f"{variable} is not set and no stack is running in {self.state_dir}: `recs up` starts one"
+            )
         return value
 
     def shown(self, name: str) -> str:

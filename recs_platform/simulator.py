@@ -177,9 +177,7 @@ class _Run:
 
     def _progress(self) -> Progress:
         seconds = time.monotonic() - self._begun
-        return replace(
-            self._done, seconds=seconds, failed=self._producer.failed, waiting=self._producer.waiting
-        )
+        return replace(self._done, seconds=seconds, failed=self._producer.failed, waiting=self._producer.waiting)
 
 
 class _Catalog:

@@ -11,8 +11,8 @@ from pathlib import Path
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
-from sqlglot.tokens import Tokenizer
 from sqlglot.tokenizer_core import Token, TokenType
+from sqlglot.tokens import Tokenizer
 
 from recs_platform.columns import DIALECT, Column, expand_tumble
 from recs_platform.errors import PipelineError
@@ -82,10 +82,19 @@ def _statement(path: Path, text: str, tree: exp.Create, tokens: list[Token]) -> 
     cdc = _CDC_TABLE.search(text)
     options = dict(_options(tree)) | ({"source": cdc["source"], "table": cdc["table"]} if cdc else {})
     return Statement(
-        path=path, text=text, name=_name(tree), kind=kind, line=line, comment=_comment(text), query=query, options=options,
+        path=path,
+        text=text,
+        name=_name(tree),
+        kind=kind,
+        line=line,
+        comment=_comment(text),
+        query=query,
+        options=options,
         tokens=tuple(_spelt(token) for token in tokens if token.token_type is not TokenType.SEMICOLON),
-        is_materialized=_is_materialized(tree, kind, options), includes=_includes(tree),
-        columns=tuple(_columns(tree)), key=_key(tree),
+        is_materialized=_is_materialized(tree, kind, options),
+        includes=_includes(tree),
+        columns=tuple(_columns(tree)),
+        key=_key(tree),
         upstreams=_upstreams(query) if query is not None else (cdc["source"],) if cdc else (),
     )
 
@@ -111,13 +120,16 @@ def _options(tree: exp.Create) -> list[tuple[str, str]]:
     return [
         (p.this.sql().lower().replace('"', ""), p.args["value"].name)
         for p in (properties.expressions if properties else [])
-        if type(p) is exp.Property]
+        if type(p) is exp.Property
+    ]
 
 
 def _columns(tree: exp.Create) -> list[Column]:
     declared = [
-        Column(c.name, c.kind.sql(DIALECT)) for c in (tree.this.expressions if isinstance(tree.this, exp.Schema) else [])
-        if isinstance(c, exp.ColumnDef) and c.kind is not None]
+        Column(c.name, c.kind.sql(DIALECT))
+        for c in (tree.this.expressions if isinstance(tree.this, exp.Schema) else [])
+        if isinstance(c, exp.ColumnDef) and c.kind is not None
+    ]
     included = [Column(alias, _INCLUDED_TYPES.get(kind, "VARCHAR")) for alias, kind in _includes(tree).items()]
     return declared + included
 

@@ -34,7 +34,10 @@ class TopicInfo:
 def admin_client(bootstrap_servers: str) -> AdminClient:
     """A client for the functions below; connects by itself, silently, as often as needed."""
     quiet: dict[str, str | int | float | bool] = {
-        "bootstrap.servers": bootstrap_servers, "log_level": 0, "reconnect.backoff.max.ms": 500}
+        "bootstrap.servers": bootstrap_servers,
+        "log_level": 0,
+        "reconnect.backoff.max.ms": 500,
+    }
     return AdminClient(quiet)
 
 

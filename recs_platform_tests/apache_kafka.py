@@ -65,16 +65,27 @@ def jars() -> Path:
 
 def _fetch(directory: Path) -> None:
     (directory / "pom.xml").write_text(POM)
-    _run([_program("mvn"), "-q", "-B", "-f", str(directory / "pom.xml"), COPY_DEPENDENCIES,
-          f"-DoutputDirectory={directory / 'jars'}"], FETCH_SECONDS)
+    _run(
+        [
+            _program("mvn"),
+            "-q",
+            "-B",
+            "-f",
+            str(directory / "pom.xml"),
+            COPY_DEPENDENCIES,
+            f"-DoutputDirectory={directory / 'jars'}",
+        ],
+        FETCH_SECONDS,
+    )
 
 
 def apache_kafka(directory: Path) -> Service:
     """A single KRaft broker and controller on loopback, its storage formatted in `directory`. Raises `StackError`."""
     port = free_port()
     properties = directory / "server.properties"
-    properties.write_text(PROPERTIES.format(
-        host=HOST, port=port, controller=free_port(but={port}), logs=directory / "data"))
+    properties.write_text(
+        PROPERTIES.format(host=HOST, port=port, controller=free_port(but={port}), logs=directory / "data")
+    )
     java = [_program("java"), "-Xmx512m", "-cp", f"{jars()}/*"]
     cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     _run([*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)], START_SECONDS)

@@ -13,7 +13,9 @@ from recs_platform.engines.local.database import Database, TickInput, TickResult
 from recs_platform.engines.local.refresh import quoted
 
 
-def messages(payloads: Sequence[bytes | None], first_offset: int, received_at: datetime, partition: int = 0) -> pa.Table:
+def messages(
+    payloads: Sequence[bytes | None], first_offset: int, received_at: datetime, partition: int = 0
+) -> pa.Table:
     """A batch of one partition, offsets counted up from `first_offset`."""
     count = len(payloads)
     return pa.table(
@@ -56,7 +58,10 @@ class Feeder:
         purchases: Sequence[Mapping[str, object] | bytes] = (),
         catalog: Mapping[str, TableChanges] | None = None,
     ) -> TickResult:
-        batches = {"user_activity": self._batch("user_activity", activity, now), "purchases": self._batch("purchases", purchases, now)}
+        batches = {
+            "user_activity": self._batch("user_activity", activity, now),
+            "purchases": self._batch("purchases", purchases, now),
+        }
         taken = {topic: batch for topic, batch in batches.items() if batch.num_rows}
         return self.database.tick(now, TickInput(messages=taken, changes=catalog or {}))
 
@@ -67,7 +72,11 @@ class Feeder:
         return messages(payloads, first, now)
 
     def catalog_changes(
-        self, table: str, upserts: Sequence[Mapping[str, object]] = (), deletes: Sequence[object] = (), truncated: bool = False
+        self,
+        table: str,
+        upserts: Sequence[Mapping[str, object]] = (),
+        deletes: Sequence[object] = (),
+        truncated: bool = False,
     ) -> dict[str, TableChanges]:
         relation = self.database.pipeline[table]
         columns = [c.name for c in relation.columns]

@@ -58,7 +58,11 @@ class Shop:
         with EventProducer(self.kafka) as producer:
             for payload in payloads:
                 raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-                key = str(payload["user_id"]).encode() if not isinstance(payload, bytes) and "user_id" in payload else None
+                key = (
+                    str(payload["user_id"]).encode()
+                    if not isinstance(payload, bytes) and "user_id" in payload
+                    else None
+                )
                 producer.send_raw(self.prefix + topic, key, raw)
                 self.log.append(Message(topic, raw, datetime.now(UTC)))
 
@@ -86,7 +90,8 @@ class Shop:
     def _taken_in(self) -> bool:
         assert self.database is not None
         row = self.database.connection.execute(
-            "SELECT (SELECT count(*) FROM user_activity_raw) + (SELECT count(*) FROM purchases_raw)").fetchone()
+            "SELECT (SELECT count(*) FROM user_activity_raw) + (SELECT count(*) FROM purchases_raw)"
+        ).fetchone()
         return row is not None and row[0] >= len(self.log)
 
     def _has_product(self, product_id: str) -> bool:
@@ -97,14 +102,21 @@ class Shop:
         version = self.redis.get(keys.pointer(name))
         prefix = f"recs:{name}:{version}:"
         found = sorted(self.redis.scan_iter(match=prefix + "*", count=1000))
-        return {key.removeprefix(prefix): json.loads(value) for key, value in zip(found, self.redis.mget(found) if found else [], strict=True)}
+        return {
+            key.removeprefix(prefix): json.loads(value)
+            for key, value in zip(found, self.redis.mget(found) if found else [], strict=True)
+        }
 
     def oracle(self) -> Oracle:
         with psycopg.connect(self.postgres) as connection:
             products = {
                 row[0]: {"category": row[1], "in_stock": row[2], "price": row[3]}
-                for row in connection.execute("SELECT product_id, category, in_stock, price FROM product_catalog")}
-            customers = {row[0]: (row[1], row[2]) for row in connection.execute("SELECT user_id, age_band, country FROM customers")}
+                for row in connection.execute("SELECT product_id, category, in_stock, price FROM product_catalog")
+            }
+            customers = {
+                row[0]: (row[1], row[2])
+                for row in connection.execute("SELECT user_id, age_band, country FROM customers")
+            }
         return Oracle(products, customers, self.clock()).read(self.log)
 
 
@@ -121,7 +133,8 @@ def assert_redis_is_right(shop: Shop) -> None:
     assert pairs(shop.documents("also_bought"), "shoppers") == oracle.also_bought()
     products = shop.documents("products")
     assert {p: (d["category"], d["in_stock"]) for p, d in products.items()} == {
-        p: (row["category"], row["in_stock"]) for p, row in oracle.products.items()}
+        p: (row["category"], row["in_stock"]) for p, row in oracle.products.items()
+    }
     assert shop.database is not None
     dead = shop.database.connection.execute("SELECT payload FROM dead_letters").fetchall()
     assert sorted(bytes(row[0]) for row in dead) == sorted(m.payload for m in oracle.dead)
@@ -129,7 +142,9 @@ def assert_redis_is_right(shop: Shop) -> None:
 
 def assert_lists_are_right(shop: Shop) -> None:
     """Once each shopper has acted on settled candidates."""
-    lists = {int(user): document["recommended_products"] for user, document in shop.documents("user_recommendations").items()}
+    lists = {
+        int(user): document["recommended_products"] for user, document in shop.documents("user_recommendations").items()
+    }
     assert lists == shop.oracle().recommendations()
 
 

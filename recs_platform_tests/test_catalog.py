@@ -64,7 +64,7 @@ def test_products_the_catalog_has_are_not_added_again(postgres_url: str) -> None
 def test_a_csv_file_adds_changes_and_leaves_alone(postgres_url: str, tmp_path: Path) -> None:
     ensure_catalog(postgres_url)
     seed(postgres_url, [TEA, LAMP], [])
-    path = write(tmp_path, "product_id,name,price,brand\np1,Tea,4.50,Acme\np2,Lamp,30,Acme\np3,\"Rug, red\",,\n")
+    path = write(tmp_path, 'product_id,name,price,brand\np1,Tea,4.50,Acme\np2,Lamp,30,Acme\np3,"Rug, red",,\n')
     assert load_catalog(path, postgres_url) == Loaded(added=1, changed=1, unchanged=1, ignored_columns=("brand",))
     assert read_catalog(postgres_url) == [
         TEA,  # the columns the file does not have keep their values

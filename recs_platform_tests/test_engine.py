@@ -57,9 +57,18 @@ def test_a_day_of_traffic_with_catalog_changes(shop: Shop) -> None:
         send(shop, events[part * third : (part + 1) * third])
         gone = rng.randint(2, 60)
         shop.sql("DELETE FROM product_catalog WHERE product_id = %s", f"product_{gone}")
-        shop.sql("UPDATE product_catalog SET in_stock = NOT in_stock WHERE product_id = %s", f"product_{rng.randint(2, 60)}")
-        shop.sql("UPDATE product_catalog SET category = 'moved', price = 9.99 WHERE product_id = %s", f"product_{rng.randint(2, 60)}")
-        shop.sql("UPDATE product_catalog SET product_id = %s WHERE product_id = %s", f"renamed_{part}", f"product_{rng.randint(2, 60)}")
+        shop.sql(
+            "UPDATE product_catalog SET in_stock = NOT in_stock WHERE product_id = %s", f"product_{rng.randint(2, 60)}"
+        )
+        shop.sql(
+            "UPDATE product_catalog SET category = 'moved', price = 9.99 WHERE product_id = %s",
+            f"product_{rng.randint(2, 60)}",
+        )
+        shop.sql(
+            "UPDATE product_catalog SET product_id = %s WHERE product_id = %s",
+            f"renamed_{part}",
+            f"product_{rng.randint(2, 60)}",
+        )
         shop.settle()
     assert_redis_is_right(shop)
     everybody_acts(shop)
@@ -85,7 +94,9 @@ def test_truncate_and_refill_of_the_catalog(shop: Shop) -> None:
     send(shop, day_of_traffic(200))
     shop.settle()
     shop.sql("TRUNCATE product_catalog")
-    shop.sql("INSERT INTO product_catalog (product_id, name, category) VALUES ('product_1', 'x', 'only'), ('n', 'y', 'only')")
+    shop.sql(
+        "INSERT INTO product_catalog (product_id, name, category) VALUES ('product_1', 'x', 'only'), ('n', 'y', 'only')"
+    )
     shop.settle()
     assert set(shop.documents("products")) == {"product_1", "n"}
     assert_redis_is_right(shop)
@@ -108,14 +119,27 @@ def test_poison_is_kept_as_dead_letters_and_harms_nothing(shop: Shop) -> None:
     shop.open()
     events = day_of_traffic(200)
     send(shop, events[:100])
-    ahead = {"event_type": "page_view", "user_id": 1, "product_id": "product_1", "timestamp": utc(datetime.now(UTC) + timedelta(days=1))}
+    ahead = {
+        "event_type": "page_view",
+        "user_id": 1,
+        "product_id": "product_1",
+        "timestamp": utc(datetime.now(UTC) + timedelta(days=1)),
+    }
     shop.send("user_activity", [*POISON, json.dumps(ahead).encode()])
-    shop.send("purchases", [b"not json", b'{"event_type": "page_view", "user_id": 1, "product_id": "x", "timestamp": "2026-01-01T00:00:00Z"}'])
+    shop.send(
+        "purchases",
+        [
+            b"not json",
+            b'{"event_type": "page_view", "user_id": 1, "product_id": "x", "timestamp": "2026-01-01T00:00:00Z"}',
+        ],
+    )
     send(shop, events[100:])
     shop.settle()
     assert_redis_is_right(shop)
     assert shop.database is not None
-    reasons = dict(shop.database.connection.execute("SELECT reason, count(*) FROM dead_letters GROUP BY reason").fetchall())
+    reasons = dict(
+        shop.database.connection.execute("SELECT reason, count(*) FROM dead_letters GROUP BY reason").fetchall()
+    )
     assert reasons == {
         "not a JSON object": 7, "event_type missing": 2, "event_type is not text": 1, "user_id missing or not an integer": 2,
         "timestamp missing or unreadable": 1, "timestamp in the future": 1, "product_id missing": 1, "product_id is not text": 1,
@@ -140,7 +164,9 @@ def test_the_engine_is_killed_at_any_moment(shop: Shop) -> None:
     for part in range(5):
         engine = shop.open()
         send(shop, events[part * 300 : (part + 1) * 300])
-        shop.sql("UPDATE product_catalog SET in_stock = NOT in_stock WHERE product_id = %s", f"product_{rng.randint(2, 60)}")
+        shop.sql(
+            "UPDATE product_catalog SET in_stock = NOT in_stock WHERE product_id = %s", f"product_{rng.randint(2, 60)}"
+        )
         for _ in range(rng.randint(0, 4)):
             engine.round()
         if part % 2:
@@ -191,7 +217,9 @@ def test_a_changed_view_is_rebuilt_and_readers_go_over(shop: Shop) -> None:
 def test_documents_carry_the_newest_event_they_reflect(shop: Shop) -> None:
     shop.open()
     at = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=1)
-    shop.send("user_activity", [{"event_type": "page_view", "user_id": 3, "product_id": "product_1", "timestamp": utc(at)}])
+    shop.send(
+        "user_activity", [{"event_type": "page_view", "user_id": 3, "product_id": "product_1", "timestamp": utc(at)}]
+    )
     shop.settle()
     (document,) = shop.documents("user_recommendations").values()
     assert document["user_id"] == 3

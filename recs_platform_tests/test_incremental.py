@@ -35,7 +35,9 @@ def database(pipeline: Pipeline) -> Iterator[Database]:
     database.close()
 
 
-ages = st.one_of(st.integers(0, 3600), st.sampled_from([3599, 3600, 86_399, 86_400, 172_800, 176_400]), st.integers(0, 200_000))
+ages = st.one_of(
+    st.integers(0, 3600), st.sampled_from([3599, 3600, 86_399, 86_400, 172_800, 176_400]), st.integers(0, 200_000)
+)
 views = st.fixed_dictionaries(
     {
         "event_type": st.sampled_from(["page_view", "page_view", "page_view", "click", "search"]),
@@ -66,12 +68,18 @@ ticks = st.fixed_dictionaries(
 
 
 def sent(event: dict[str, object], now: datetime, **more: object) -> dict[str, object]:
-    return {k: v for k, v in event.items() if k != "age"} | {"timestamp": utc(now - timedelta(seconds=int(str(event["age"]))))} | more
+    return (
+        {k: v for k, v in event.items() if k != "age"}
+        | {"timestamp": utc(now - timedelta(seconds=int(str(event["age"]))))}
+        | more
+    )
 
 
 @given(history=st.lists(ticks, min_size=1, max_size=6))
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-def test_incremental_equals_full_after_every_tick(history: list[dict[str, list[dict[str, object]]]], pipeline: Pipeline) -> None:
+def test_incremental_equals_full_after_every_tick(
+    history: list[dict[str, list[dict[str, object]]]], pipeline: Pipeline
+) -> None:
     database, now = Database(), START
     database.deploy(pipeline, now)
     feeder = Feeder(database)
@@ -83,7 +91,10 @@ def test_incremental_equals_full_after_every_tick(history: list[dict[str, list[d
             [sent(e, now) for e in tick["activity"]],
             [sent(e, now, event_type="purchase") for e in tick["purchases"]],
             feeder.catalog_changes(
-                "product_catalog", tick["products"], [d for d in tick["dropped"] if d not in kept], bool(tick["truncated"])
+                "product_catalog",
+                tick["products"],
+                [d for d in tick["dropped"] if d not in kept],
+                bool(tick["truncated"]),
             ),
         )
         assert differences(database) == {}
@@ -108,7 +119,9 @@ def test_a_window_expires_whole(database: Database) -> None:
     feeder = Feeder(database)
     minutes = [0, 20, 59]
     late = [START + timedelta(minutes=m) for m in minutes]
-    feeder.tick(late[-1], [{"event_type": "page_view", "user_id": 1, "product_id": "p1", "timestamp": utc(t)} for t in late])
+    feeder.tick(
+        late[-1], [{"event_type": "page_view", "user_id": 1, "product_id": "p1", "timestamp": utc(t)} for t in late]
+    )
     feeder.tick(START + timedelta(hours=47, minutes=59))
     assert feeder.rows("SELECT view_count FROM trending_products") == [(3,)]
     feeder.tick(START + timedelta(hours=48, minutes=1))
@@ -118,7 +131,10 @@ def test_a_window_expires_whole(database: Database) -> None:
 def test_ten_of_a_window_ties_settled_by_product_id(database: Database) -> None:
     feeder = Feeder(database)
     ids = [f"p{i:02}" for i in range(14)]
-    feeder.tick(START, [{"event_type": "page_view", "user_id": 1, "product_id": p, "timestamp": utc(START)} for p in reversed(ids)])
+    feeder.tick(
+        START,
+        [{"event_type": "page_view", "user_id": 1, "product_id": p, "timestamp": utc(START)} for p in reversed(ids)],
+    )
     assert feeder.rows("SELECT product_id FROM trending_products ORDER BY rank") == [(p,) for p in ids[:10]]
 
 
@@ -130,7 +146,10 @@ def test_a_segment_is_the_one_the_shopper_was_in(database: Database) -> None:
     feeder.tick(START + timedelta(seconds=1), [view])
     feeder.tick(START + timedelta(seconds=2), catalog=feeder.catalog_changes("customers", [young | {"country": "FR"}]))
     feeder.tick(START + timedelta(seconds=3), [view])
-    assert feeder.rows("SELECT segment, view_count FROM trending_by_segment ORDER BY ALL") == [("18-24/DE", 1), ("18-24/FR", 1)]
+    assert feeder.rows("SELECT segment, view_count FROM trending_by_segment ORDER BY ALL") == [
+        ("18-24/DE", 1),
+        ("18-24/FR", 1),
+    ]
 
 
 def test_a_lookup_touches_only_the_shopper_who_acts(database: Database) -> None:
@@ -148,7 +167,9 @@ def test_a_lookup_touches_only_the_shopper_who_acts(database: Database) -> None:
 
 def test_rows_survive_when_the_log_is_trimmed(database: Database) -> None:
     feeder = Feeder(database)
-    feeder.tick(START, [{"event_type": "page_view", "user_id": 1, "product_id": "p1", "timestamp": utc(START)}, b"not json"])
+    feeder.tick(
+        START, [{"event_type": "page_view", "user_id": 1, "product_id": "p1", "timestamp": utc(START)}, b"not json"]
+    )
     database.trim_logs(START + timedelta(seconds=1))
     feeder.tick(START + timedelta(seconds=2))
     assert feeder.rows("SELECT count(*) FROM user_activity_raw") == [(0,)]
@@ -202,7 +223,10 @@ VARIANTS = {
         "SELECT r.user_id, r.product_id FROM recent_views r LEFT JOIN purchases_by_shopper b "
         "ON r.user_id = b.user_id AND r.product_id = b.product_id WHERE b.product_id IS NULL"
     ),
-    "old_enough": "SELECT product_id, event_time, kafka_partition, kafka_offset FROM user_activity WHERE event_time <= NOW() - INTERVAL '1 hour'",
+    "old_enough": (
+        "SELECT product_id, event_time, kafka_partition, kafka_offset FROM user_activity "
+        "WHERE event_time <= NOW() - INTERVAL '1 hour'"
+    ),
 }
 
 
@@ -228,8 +252,11 @@ def wider(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
-        ("SELECT segment, COUNT(*) AS n FROM (SELECT c.country AS segment FROM user_activity a "
-         "JOIN customers FOR SYSTEM_TIME AS OF PROCTIME() AS c ON a.user_id = c.user_id) AS s GROUP BY segment", "lookup join"),
+        (
+            "SELECT segment, COUNT(*) AS n FROM (SELECT c.country AS segment FROM user_activity a "
+            "JOIN customers FOR SYSTEM_TIME AS OF PROCTIME() AS c ON a.user_id = c.user_id) AS s GROUP BY segment",
+            "lookup join",
+        ),
         ("SELECT product_id, received_at FROM user_activity ORDER BY received_at LIMIT 3", "LIMIT"),
         ("SELECT user_id, generate_series(1, 3) AS n FROM user_activity", "does not know"),
     ],

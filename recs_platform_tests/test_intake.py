@@ -18,7 +18,15 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import NewPartitions  # type: ignore[attr-defined]
 
-from recs_platform.engines.local.intake import BEGAN_ANEW, CUT_SHORT, RETENTION, Intake, KafkaIntake, PartitionLag, Position
+from recs_platform.engines.local.intake import (
+    BEGAN_ANEW,
+    CUT_SHORT,
+    RETENTION,
+    Intake,
+    KafkaIntake,
+    PartitionLag,
+    Position,
+)
 from recs_platform.stack.broker import broker
 from recs_platform.stack.process import running
 from recs_platform.stack.service import free_port
@@ -26,7 +34,8 @@ from recs_platform.topics import admin_client, describe_topics, ensure_topics, l
 
 WAIT = 0.02
 real_kafka = pytest.mark.skipif(
-    not os.environ.get("RECS_TEST_KAFKA"), reason="the embedded broker cannot do this: set RECS_TEST_KAFKA")
+    not os.environ.get("RECS_TEST_KAFKA"), reason="the embedded broker cannot do this: set RECS_TEST_KAFKA"
+)
 
 
 @pytest.fixture
@@ -53,8 +62,9 @@ def intake(kafka_servers: str, topic: str) -> Iterator[KafkaIntake]:
 
 
 def send(servers: str, topic: str, *payloads: str | bytes | None, partition: int = 0, codec: str = "none") -> None:
-    producer = Producer({
-        "bootstrap.servers": servers, "log_level": 0, "message.max.bytes": 2_000_000, "compression.type": codec})
+    producer = Producer(
+        {"bootstrap.servers": servers, "log_level": 0, "message.max.bytes": 2_000_000, "compression.type": codec}
+    )
     for payload in payloads:
         producer.produce(topic, payload, key=b"7", partition=partition)
     assert producer.flush(10) == 0
@@ -118,7 +128,11 @@ def test_a_message_is_taken_with_its_key_place_and_time(kafka_servers: str, topi
     taken.until_read(2)
     first, tombstone = taken.tables[0].to_pylist()
     assert (first["payload"], first["kafka_key"], first["kafka_partition"], first["kafka_offset"]) == (
-        b'{"a":1}', b"7", "0", "0")
+        b'{"a":1}',
+        b"7",
+        "0",
+        "0",
+    )
     assert abs((first["received_at"] - before).total_seconds()) < 5
     assert tombstone["payload"] is None
 
@@ -129,7 +143,9 @@ def test_positions_are_where_reading_goes_on(kafka_servers: str, topic: str, int
     taken.until_read(3)
     incarnation = topic_ids(kafka_servers, [topic])[topic]
     assert [(p.topic, p.partition, p.offset, p.incarnation) for p in taken.polls[-1].positions] == [
-        (topic, 0, 3, incarnation), (topic, 1, 0, incarnation)]
+        (topic, 0, 3, incarnation),
+        (topic, 1, 0, incarnation),
+    ]
     send(kafka_servers, topic, "d")
     with reading(kafka_servers, topic) as another:
         another.seek(taken.polls[-1].positions)

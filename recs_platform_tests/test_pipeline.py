@@ -92,7 +92,12 @@ def test_the_fingerprint_tells_meaning_not_spelling(tmp_path: Path) -> None:
 
 def test_a_change_reaches_everything_that_reads_it_and_nothing_else(tmp_path: Path) -> None:
     view = "CREATE MATERIALIZED VIEW {} AS SELECT kafka_offset FROM {}"
-    files = {"clicks": SOURCE, "a": view.format("a", "clicks"), "b": view.format("b", "a"), "c": view.format("c", "clicks")}
+    files = {
+        "clicks": SOURCE,
+        "a": view.format("a", "clicks"),
+        "b": view.format("b", "a"),
+        "c": view.format("c", "clicks"),
+    }
     before = load(tmp_path, **files)
     after = load(tmp_path, **files | {"a": view.format("a", "clicks") + " WHERE kafka_offset <> '0'"})
     changed = {name for name in files if before[name].fingerprint != after[name].fingerprint}
@@ -149,7 +154,9 @@ def test_sql_that_does_not_parse(tmp_path: Path) -> None:
 
 
 def test_a_column_no_upstream_has(tmp_path: Path) -> None:
-    message = refused(tmp_path, clicks=SOURCE, a="CREATE MATERIALIZED VIEW a AS\nSELECT kafka_offset,\n  pric\nFROM clicks")
+    message = refused(
+        tmp_path, clicks=SOURCE, a="CREATE MATERIALIZED VIEW a AS\nSELECT kafka_offset,\n  pric\nFROM clicks"
+    )
     assert message.startswith(f"{tmp_path}/a.sql:3: ")
     assert "pric" in message
 

@@ -40,13 +40,23 @@ class Stack:
 
     def recs(self, command: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self._command(command, arguments), env=self._environment(settings), capture_output=True, text=True,
-            check=False, timeout=SECONDS)
+            self._command(command, arguments),
+            env=self._environment(settings),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+        )
 
     def foreground(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self._command("up", arguments), env=self._environment({}), stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, start_new_session=True)
+            self._command("up", arguments),
+            env=self._environment({}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
     def up(self, *arguments: str, **settings: str) -> str:
         done = self.recs("up", "--detach", *(arguments or ONLY_SERVERS), **settings)
@@ -127,7 +137,8 @@ def test_status_shows_every_part_and_says_healthy_with_exit_code_0(running_stack
     found = json.loads(done.stdout)
     assert (done.returncode, found["healthy"]) == (0, True)
     assert {part["name"]: part["state"] for part in found["parts"]} == dict.fromkeys(
-        ("postgres", "valkey", "broker"), "healthy")
+        ("postgres", "valkey", "broker"), "healthy"
+    )
     assert all(part["memory_bytes"] > 0 for part in found["parts"])
     assert "postgres" in running_stack.recs("status").stdout
 
@@ -330,7 +341,13 @@ def test_the_parts_of_a_whole_stack_in_the_order_of_starting(tmp_path: Path) -> 
     settings, found = services(Settings(state_dir=tmp_path), PARTS, {})
     assert tuple(service.name for service in found) == PARTS
     assert settings.endpoints().keys() == {
-        "kafka_bootstrap_servers", "postgres_url", "redis_url", "engine_url", "engine_token", "dagster_url"}
+        "kafka_bootstrap_servers",
+        "postgres_url",
+        "redis_url",
+        "engine_url",
+        "engine_token",
+        "dagster_url",
+    }
     engine = next(service for service in found if service.name == "engine")
     assert engine.needs == ("postgres", "valkey", "broker")
     assert Settings.load(engine.environment) == settings
@@ -369,6 +386,17 @@ def test_a_service_that_ends_at_once_is_reported_with_its_log(tmp_path: Path) ->
     service = Service("crashing", _never_answers, command=("/bin/sh", "-c", "echo what went wrong; exit 3"))
     with pytest.raises(StackError, match="what went wrong"), running(service, tmp_path):
         pytest.fail("it never answered")
+
+
+def test_what_a_killed_part_leaves_behind_is_found_and_ended_but_not_taken_for_the_part(tmp_path: Path) -> None:
+    service = Service("parent", lambda: None, command=("/bin/sh", "-c", "sleep 100 & wait"))
+    parent = process.start(service, tmp_path / "parent.log", tmp_path)
+    assert wait_until(lambda: len(marked(tmp_path).get("parent", [])) == 2, SECONDS)
+    assert process.main_process(marked(tmp_path)["parent"]) is not None
+    process.stop(parent, "parent")
+    assert process.main_process(marked(tmp_path)["parent"]) is None
+    process.stop_everything(tmp_path, PARTS)
+    assert marked(tmp_path) == {}
 
 
 def test_a_log_is_turned_over_while_it_is_written(tmp_path: Path) -> None:
@@ -417,4 +445,3 @@ def _remove(state_dir: Path) -> None:
     """Run by root, the cluster lies outside pytest's directory."""
     with suppress(StackError):
         shutil.rmtree(cluster(state_dir).home, ignore_errors=True)
-

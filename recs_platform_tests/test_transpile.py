@@ -22,7 +22,7 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
     connection = duckdb.connect()
     install(connection)
     connection.execute("SET VARIABLE now = TIMESTAMPTZ '2026-03-01 12:00:00+00'")
-    connection.execute("CREATE TABLE t (body VARCHAR, raw BLOB, \"at\" TIMESTAMPTZ, n BIGINT, names VARCHAR[])")
+    connection.execute('CREATE TABLE t (body VARCHAR, raw BLOB, "at" TIMESTAMPTZ, n BIGINT, names VARCHAR[])')
     yield connection
     connection.close()
 
@@ -52,7 +52,9 @@ def evaluate(connection: duckdb.DuckDBPyConnection, tmp_path: Path, expression: 
     [("7", 7), ("-7", -7), (" 7 ", 7), ("1e2", None), ("5.5", None), ("true", None), ("", None), (None, None),
      ("99999999999999999999", None), ("0x10", None)],
 )  # fmt: skip
-def test_text_to_bigint(connection: duckdb.DuckDBPyConnection, tmp_path: Path, text: str | None, expected: int | None) -> None:
+def test_text_to_bigint(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path, text: str | None, expected: int | None
+) -> None:
     assert evaluate(connection, tmp_path, "body::bigint", body=text) == expected
 
 
@@ -66,7 +68,9 @@ def test_text_to_bigint(connection: duckdb.DuckDBPyConnection, tmp_path: Path, t
         ("yesterday", None), ("infinity", None), ("epoch", None), ("1772366400", None), ("2026-02-30T00:00:00Z", None), ("", None),
     ],
 )  # fmt: skip
-def test_text_to_time(connection: duckdb.DuckDBPyConnection, tmp_path: Path, text: str, expected: datetime | None) -> None:
+def test_text_to_time(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path, text: str, expected: datetime | None
+) -> None:
     assert evaluate(connection, tmp_path, "body::timestamptz", body=text) == expected
 
 
@@ -83,7 +87,14 @@ def test_what_is_a_json_object(
 
 @pytest.mark.parametrize(
     ("body", "expected"),
-    [('{"a": "x"}', "x"), ('{"a": 12}', "12"), ('{"a": null}', None), ("{}", None), ('{"a": 1, "a": 2}', "2"), ('{"a": true}', "true")],
+    [
+        ('{"a": "x"}', "x"),
+        ('{"a": 12}', "12"),
+        ('{"a": null}', None),
+        ("{}", None),
+        ('{"a": 1, "a": 2}', "2"),
+        ('{"a": true}', "true"),
+    ],
 )
 def test_a_field_as_text_the_last_of_repeated_ones(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path, body: str, expected: str | None
@@ -96,25 +107,42 @@ def test_a_field_as_text_the_last_of_repeated_ones(
     [('{"a": "x"}', "string"), ('{"a": 1}', "number"), ('{"a": 1.5}', "number"), ('{"a": {}}', "object"), ('{"a": []}', "array"),
      ('{"a": false}', "boolean"), ('{"a": null}', "null"), ("{}", None)],
 )  # fmt: skip
-def test_the_type_of_a_field(connection: duckdb.DuckDBPyConnection, tmp_path: Path, body: str, expected: str | None) -> None:
+def test_the_type_of_a_field(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path, body: str, expected: str | None
+) -> None:
     assert evaluate(connection, tmp_path, "jsonb_typeof((body::jsonb->'a'))", body=body) == expected
 
 
 def test_arrays_in_json(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
     names = ["a", "b", "c", "d"]
     assert evaluate(connection, tmp_path, "to_jsonb(names) - names", names=names) == []
-    assert evaluate(connection, tmp_path, "jsonb_path_query_array(to_jsonb(names), '$[1 to 2]')", names=names) == ["b", "c"]
+    assert evaluate(connection, tmp_path, "jsonb_path_query_array(to_jsonb(names), '$[1 to 2]')", names=names) == [
+        "b",
+        "c",
+    ]
     assert evaluate(connection, tmp_path, "jsonb_path_query_array(to_jsonb(names), '$[3 to 9]')", names=names) == ["d"]
     assert evaluate(connection, tmp_path, "(COALESCE(to_jsonb(names), '[]'::jsonb) || to_jsonb(names)) - names") == []
 
 
 def test_now_is_the_time_of_the_tick(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
-    assert evaluate(connection, tmp_path, "at > NOW() - INTERVAL '24 hours'", at=datetime(2026, 2, 28, 12, 0, 1, tzinfo=UTC)) is True
-    assert evaluate(connection, tmp_path, "at > NOW() - INTERVAL '24 hours'", at=datetime(2026, 2, 28, 12, 0, 0, tzinfo=UTC)) is False
+    assert (
+        evaluate(
+            connection, tmp_path, "at > NOW() - INTERVAL '24 hours'", at=datetime(2026, 2, 28, 12, 0, 1, tzinfo=UTC)
+        )
+        is True
+    )
+    assert (
+        evaluate(
+            connection, tmp_path, "at > NOW() - INTERVAL '24 hours'", at=datetime(2026, 2, 28, 12, 0, 0, tzinfo=UTC)
+        )
+        is False
+    )
 
 
 def test_a_window_start_in_a_key(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
-    expression = "to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD') || 'T' || to_char(at AT TIME ZONE 'UTC', 'HH24:MI:SS') || 'Z'"
+    expression = (
+        "to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD') || 'T' || to_char(at AT TIME ZONE 'UTC', 'HH24:MI:SS') || 'Z'"
+    )
     assert evaluate(connection, tmp_path, expression, at=NOON) == "2026-03-01T12:00:00Z"
 
 

@@ -12,7 +12,9 @@ from recs_platform.pipeline import Pipeline, Relation, render
 from recs_platform.plan import Plan
 from recs_platform.settings import Settings
 
-REBUILD = click.option("--rebuild", multiple=True, metavar="NAME", help="Build this relation anew although nothing changed.")
+REBUILD = click.option(
+    "--rebuild", multiple=True, metavar="NAME", help="Build this relation anew although nothing changed."
+)
 
 
 @click.command()

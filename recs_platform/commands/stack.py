@@ -122,6 +122,7 @@ def _watch(state_dir: Path, stop: threading.Event) -> None:
     click.echo(f"All healthy. Dagster: {settings.dagster_url or 'not started'}. ctrl-C to leave.")
     if Console().is_terminal and settings.engine_url:
         from recs_platform.stack import screen
+
         screen.run(settings, stop)
     stop.wait()
     watcher.join()
@@ -186,6 +187,7 @@ def _why_not_running(state_dir: Path) -> str:
 
 def _engine_facts(settings: Settings) -> dict[str, Any]:
     from recs_platform.engines.local.client import LocalEngine  # imports Arrow: not for every command
+
     try:
         with LocalEngine(settings, timeout=5) as engine:
             return engine.status()
@@ -213,8 +215,14 @@ def _print_status(settings: Settings, stack: StackState, engine: dict[str, Any])
     for part in stack.parts:
         colour, used = COLOURS.get(part.state, "yellow"), control.memory(part)
         table.add_row(
-            part.name, f"[{colour}]{part.state}[/]", escape(part.url), "yours" if part.yours else str(part.pid or ""),
-            _ago(part.since), str(part.restarts), f"{used / 1e6:,.0f} MB" if used else "")
+            part.name,
+            f"[{colour}]{part.state}[/]",
+            escape(part.url),
+            "yours" if part.yours else str(part.pid or ""),
+            _ago(part.since),
+            str(part.restarts),
+            f"{used / 1e6:,.0f} MB" if used else "",
+        )
         if part.name == "broker" and used and used > BROKER_WARNING_BYTES:
             console.print("[yellow]The broker keeps every message in memory; `recs down` and `recs up` empty it.[/]")
     console.print(table)
@@ -227,8 +235,10 @@ def _print_status(settings: Settings, stack: StackState, engine: dict[str, Any])
 
 def _print_engine(console: Console, engine: dict[str, Any]) -> None:
     facts = {
-        "events/s": engine.get("events_per_second"), "lag": engine.get("lag"),
-        "freshness p50 ms": engine.get("freshness_p50_ms"), "p99 ms": engine.get("freshness_p99_ms"),
+        "events/s": engine.get("events_per_second"),
+        "lag": engine.get("lag"),
+        "freshness p50 ms": engine.get("freshness_p50_ms"),
+        "p99 ms": engine.get("freshness_p99_ms"),
     }
     known = [f"{name} {value:,.0f}" for name, value in facts.items() if isinstance(value, int | float)]
     if known:

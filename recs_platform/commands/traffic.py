@@ -115,7 +115,6 @@ def load(file: Path) -> None:
         click.echo(f"Columns left out, the catalog has none of that name: {', '.join(done.ignored_columns)}.", err=True)
 
 
-
 @contextmanager
 def _until_stopped(seconds: float | None) -> Iterator[simulator.Stop]:
     """A function that turns true on ctrl-C, SIGTERM or after so many seconds."""

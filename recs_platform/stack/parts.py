@@ -25,8 +25,13 @@ SERVERS = ("postgres", "valkey", "broker")
 PARTS = (*SERVERS, "engine", "simulator", dagster.WEBSERVER, dagster.DAEMON)
 """In the order of starting; stopped in reverse."""
 
-PORTS = {"postgres": "postgres_port", "valkey": "redis_port", "broker": "kafka_port", "engine": "engine_port",
-         dagster.WEBSERVER: "dagster_port"}
+PORTS = {
+    "postgres": "postgres_port",
+    "valkey": "redis_port",
+    "broker": "kafka_port",
+    "engine": "engine_port",
+    dagster.WEBSERVER: "dagster_port",
+}
 """The setting of each part that listens."""
 
 PROBE_SECONDS = 5.0
@@ -145,6 +150,7 @@ def _ready_catalog(settings: Settings, embedded: bool) -> None:
 def _engine(settings: Settings) -> Service:
     def probe() -> None:
         from recs_platform.engines.local.client import LocalEngine
+
         with LocalEngine(settings, timeout=PROBE_SECONDS) as engine:
             engine.health()
 

@@ -77,7 +77,8 @@ def postgres(found: Cluster, port: int, options: Sequence[str] = ()) -> Service:
     command = (str(found.programs / "postgres"), "-D", str(found.data), *(part for s in settings for part in ("-c", s)))
     url = found.url(port)
     return Service(
-        "postgres", lambda: probe_postgres(url), url, command, user=found.user, prepare=lambda: prepare(found))
+        "postgres", lambda: probe_postgres(url), url, command, user=found.user, prepare=lambda: prepare(found)
+    )
 
 
 def probe_postgres(url: str) -> None:
@@ -122,8 +123,19 @@ def _make_cluster(found: Cluster) -> None:
         password.write(found.password)
         password.flush()
         _give(Path(password.name), found.user)
-        _run(found, "initdb", "-D", str(new), "-U", USER, f"--pwfile={password.name}", "--auth=scram-sha-256",
-             "--encoding=UTF8", "--no-locale", "--no-sync")
+        _run(
+            found,
+            "initdb",
+            "-D",
+            str(new),
+            "-U",
+            USER,
+            f"--pwfile={password.name}",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-sync",
+        )
     _run(found, "postgres", "--single", "-D", str(new), "postgres", text=f"CREATE DATABASE {DATABASE}\n")
     new.rename(found.data)
 
@@ -147,8 +159,15 @@ def _copy_programs(target: Path) -> None:
 
 def _run(found: Cluster, program: str, *arguments: str, text: str = "") -> None:
     done = subprocess.run(
-        [str(found.programs / program), *arguments], cwd=found.home, user=found.user, input=text, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        [str(found.programs / program), *arguments],
+        cwd=found.home,
+        user=found.user,
+        input=text,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
     if done.returncode != 0:
         raise StackError(f"{program} failed in {found.home}:\n{done.stdout[-2000:]}")
 
@@ -164,6 +183,7 @@ def _uid(user: str | None) -> int:
     if user is None:
         return os.geteuid()
     import pwd  # not on every platform; only ever needed by root on Unix
+
     return pwd.getpwnam(user).pw_uid
 
 

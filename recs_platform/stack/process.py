@@ -59,8 +59,16 @@ def start(service: Service, log: Path, stack: Path) -> Running:
     with log.open("ab") as output:
         try:
             child = subprocess.Popen(
-                service.command, cwd=service.directory, env=environment, user=service.user, group=_group(service.user),
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+                service.command,
+                cwd=service.directory,
+                env=environment,
+                user=service.user,
+                group=_group(service.user),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         except OSError as error:
             raise StackError(f"{service.name} cannot be started: {error}") from error
     return Running(psutil.Process(child.pid), child)
@@ -172,6 +180,7 @@ def running(service: Service, directory: Path, seconds: float = 30.0) -> Iterato
 
 def await_answer(service: Service, started: Running, log: Path, seconds: float) -> None:
     """Returns once the service answers and is ready; `StackError` with its log's end when it died or stays silent."""
+
     def answered() -> bool:
         if not started.alive():
             raise StackError(f"{service.name} ended at once:\n{last_lines(log)}")
@@ -201,4 +210,5 @@ def _group(user: str | None) -> int | None:
     if user is None:
         return None
     import pwd  # not on every platform; only ever needed by root on Unix
+
     return pwd.getpwnam(user).pw_gid

@@ -44,7 +44,8 @@ def run(settings: Settings, stop: threading.Event) -> None:
     seen = Seen()
     watchers = [
         threading.Thread(target=_watch, args=(name, look, pause, seen, stop), daemon=True)
-        for name, look, pause in _looks(settings, seen, stop)]
+        for name, look, pause in _looks(settings, seen, stop)
+    ]
     for watcher in watchers:
         watcher.start()
     with Live(console=Console(), screen=True, refresh_per_second=4, get_renderable=lambda: render(settings, seen)):
@@ -54,7 +55,11 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
 
 def _looks(settings: Settings, seen: Seen, stop: threading.Event) -> list[tuple[str, Callable[[], None], float]]:
-    engine, store, clicker = LocalEngine(settings, timeout=5), RecommendationStore(settings.require("redis_url")), Clicker(settings)
+    engine, store, clicker = (
+        LocalEngine(settings, timeout=5),
+        RecommendationStore(settings.require("redis_url")),
+        Clicker(settings),
+    )
 
     def figures() -> None:
         seen.status = engine.status()
@@ -71,7 +76,11 @@ def _looks(settings: Settings, seen: Seen, stop: threading.Event) -> list[tuple[
             seen.click = made
             seen.waits.append(made.milliseconds)
 
-    return [("engine", figures, BETWEEN_LOOKS), ("trending", trending, BETWEEN_LOOKS), ("shopper", click, BETWEEN_CLICKS)]
+    return [
+        ("engine", figures, BETWEEN_LOOKS),
+        ("trending", trending, BETWEEN_LOOKS),
+        ("shopper", click, BETWEEN_CLICKS),
+    ]
 
 
 def _watch(name: str, look: Callable[[], None], pause: float, seen: Seen, stop: threading.Event) -> None:
@@ -104,7 +113,9 @@ def _figures(settings: Settings, seen: Seen) -> Panel:
         _fact("dead letters", f"{_rows(status, 'dead_letters'):,}"),
         _fact("engine memory", f"{status.get('memory_bytes', 0) / 2**20:,.0f}", "MiB"),
     ]
-    return Panel(Columns(facts, expand=True, equal=True), title="[bold]recs-platform[/bold]", subtitle=settings.dagster_url)
+    return Panel(
+        Columns(facts, expand=True, equal=True), title="[bold]recs-platform[/bold]", subtitle=settings.dagster_url
+    )
 
 
 def _fact(name: str, value: str, more: str = "") -> Text:
@@ -131,12 +142,18 @@ def _shopper(seen: Seen) -> Panel:
     table.add_row(Text("before", style="dim"), Text("after", style="dim"))
     new = {p.product_id for p in click.after} - {p.product_id for p in click.before}
     for before, after in zip(_padded(click.before), _padded(click.after), strict=False):
-        table.add_row(_item(before, "red" if before and before == click.product else ""),
-                      _item(after, "green" if after and after.product_id in new else ""))
+        table.add_row(
+            _item(before, "red" if before and before == click.product else ""),
+            _item(after, "green" if after and after.product_id in new else ""),
+        )
     waits = sorted(seen.waits)
     head = Text.assemble(
-        f"shopper {click.user_id} looks at ", (click.product.name, "bold"), f" ({click.product.category})\nnew list after ",
-        (f"{click.milliseconds:,.0f} ms", "bold green"), (f", median of {len(waits)}: {waits[len(waits) // 2]:,.0f} ms", "dim"))
+        f"shopper {click.user_id} looks at ",
+        (click.product.name, "bold"),
+        f" ({click.product.category})\nnew list after ",
+        (f"{click.milliseconds:,.0f} ms", "bold green"),
+        (f", median of {len(waits)}: {waits[len(waits) // 2]:,.0f} ms", "dim"),
+    )
     return Panel(Group(head, table), title="One shopper clicking", height=14)
 
 
@@ -150,14 +167,25 @@ def _item(product: Product | None, style: str) -> Text:
 
 def _problems(seen: Seen) -> RenderableType:
     found = {**seen.problems, **seen.status.get("problems", {})}
-    return Group(*(Text(f"{name}: {problem}", style="red", no_wrap=True, overflow="ellipsis") for name, problem in found.items()))
+    return Group(
+        *(Text(f"{name}: {problem}", style="red", no_wrap=True, overflow="ellipsis") for name, problem in found.items())
+    )
 
 
 def _hints(settings: Settings) -> Text:
     return Text.assemble(
-        ("In a second terminal: ", "dim"), "recs recommend 123", ("  ·  ", "dim"), "recs trending", ("  ·  ", "dim"), "recs status",
-        ("  ·  ", "dim"), 'recs query "FROM trending_products"', ("  ·  Dagster: ", "dim"), settings.dagster_url,
-        ("  ·  ctrl-C leaves", "dim"))
+        ("In a second terminal: ", "dim"),
+        "recs recommend 123",
+        ("  ·  ", "dim"),
+        "recs trending",
+        ("  ·  ", "dim"),
+        "recs status",
+        ("  ·  ", "dim"),
+        'recs query "FROM trending_products"',
+        ("  ·  Dagster: ", "dim"),
+        settings.dagster_url,
+        ("  ·  ctrl-C leaves", "dim"),
+    )
 
 
 def _rows(status: dict[str, Any], name: str) -> int:

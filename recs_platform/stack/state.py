@@ -18,12 +18,12 @@ STATE_FILE, LOCK_FILE, LOG_DIR = "stack.json", "supervisor.lock", "logs"
 
 
 class State(StrEnum):
-    WAITING = "waiting"        # for another part to be healthy
-    STARTING = "starting"      # runs, does not answer yet
+    WAITING = "waiting"  # for another part to be healthy
+    STARTING = "starting"  # runs, does not answer yet
     HEALTHY = "healthy"
-    UNHEALTHY = "unhealthy"    # answered before, now it does not
+    UNHEALTHY = "unhealthy"  # answered before, now it does not
     RESTARTING = "restarting"  # died, about to be started again
-    FAILING = "failing"        # died again and again; still tried, at growing intervals
+    FAILING = "failing"  # died again and again; still tried, at growing intervals
     STOPPING = "stopping"
     STOPPED = "stopped"
 

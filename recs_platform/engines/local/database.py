@@ -115,15 +115,20 @@ class Database:
             for relation in pipeline:
                 if relation.is_materialized or relation.query is not None:
                     connection.execute(
-                        f"CREATE OR REPLACE VIEW {quoted(relation.name)} AS SELECT * FROM {quoted(relation.physical_name)}")
+                        f"CREATE OR REPLACE VIEW {quoted(relation.name)} AS SELECT * FROM {quoted(relation.physical_name)}"
+                    )
         self.pipeline, self.refreshers = pipeline, refreshers
         return plan
 
-    def _create(self, relation: Relation, pipeline: Pipeline, refreshers: Mapping[str, Refresher], now: datetime) -> None:
+    def _create(
+        self, relation: Relation, pipeline: Pipeline, refreshers: Mapping[str, Refresher], now: datetime
+    ) -> None:
         if relation.name in refreshers:
             refreshers[relation.name].create(self.connection)
         elif relation.query is not None:
-            self.connection.execute(f"CREATE OR REPLACE VIEW {quoted(relation.physical_name)} AS {_over_physical(relation, pipeline)}")
+            self.connection.execute(
+                f"CREATE OR REPLACE VIEW {quoted(relation.physical_name)} AS {_over_physical(relation, pipeline)}"
+            )
         else:
             _check_source(relation)
             columns = ", ".join(f"{quoted(c.name)} {_duckdb_type(c.type)}" for c in relation.columns)
@@ -133,12 +138,14 @@ class Database:
             self._new_prefix(relation)
         self.connection.execute(
             "INSERT OR REPLACE INTO recs.deployed VALUES (?, ?, ?, ?, ?)",
-            [relation.name, str(relation.kind), relation.fingerprint, now, now])
+            [relation.name, str(relation.kind), relation.fingerprint, now, now],
+        )
 
     def _new_prefix(self, sink: Relation) -> None:
         """All keys of a new sink are to be written; readers go over once they are."""
         self.connection.execute(
-            "INSERT OR IGNORE INTO recs.prefixes VALUES (?, ?, false)", [sink.redis_name, sink.fingerprint])
+            "INSERT OR IGNORE INTO recs.prefixes VALUES (?, ?, false)", [sink.redis_name, sink.fingerprint]
+        )
         self.mark_all_dirty(sink)
 
     def _drop(self, name: str, fingerprint: str, gone: bool) -> None:
@@ -210,14 +217,22 @@ class Database:
         return changed
 
     def _append_log(self, source: Relation, messages: pa.Table) -> str:
-        names = {"partition": "kafka_partition", "offset": "kafka_offset", "timestamp": "received_at", "key": "kafka_key"}
+        names = {
+            "partition": "kafka_partition",
+            "offset": "kafka_offset",
+            "timestamp": "received_at",
+            "key": "kafka_key",
+        }
         selected = ", ".join(
             quoted(names[source.statement.includes[c.name]] if c.name in source.statement.includes else "payload")
-            + f" AS {quoted(c.name)}" for c in source.columns)
+            + f" AS {quoted(c.name)}"
+            for c in source.columns
+        )
         delta = delta_table(source.physical_name)
         with self._registered("messages", messages):
             self.connection.execute(
-                f"CREATE OR REPLACE TEMP TABLE {quoted('delta_' + source.physical_name)} AS SELECT {selected}, 1 AS _sign FROM messages")
+                f"CREATE OR REPLACE TEMP TABLE {quoted('delta_' + source.physical_name)} AS SELECT {selected}, 1 AS _sign FROM messages"
+            )
         self.connection.execute(f"INSERT INTO {quoted(source.physical_name)} SELECT * EXCLUDE (_sign) FROM {delta}")
         return source.physical_name
 
@@ -225,18 +240,24 @@ class Database:
         table, key = quoted(relation.physical_name), relation.key
         same = " AND ".join(f"r.{quoted(k)} = t.{quoted(k)}" for k in key)
         typed = ", ".join(
-            f"TRY_CAST({quoted(c.name)} AS {_duckdb_type(c.type)}) AS {quoted(c.name)}" for c in relation.columns)
-        keys = ", ".join(f"TRY_CAST({quoted(c.name)} AS {_duckdb_type(c.type)}) AS {quoted(c.name)}"
-                         for c in relation.columns if c.name in key)
+            f"TRY_CAST({quoted(c.name)} AS {_duckdb_type(c.type)}) AS {quoted(c.name)}" for c in relation.columns
+        )
+        keys = ", ".join(
+            f"TRY_CAST({quoted(c.name)} AS {_duckdb_type(c.type)}) AS {quoted(c.name)}"
+            for c in relation.columns
+            if c.name in key
+        )
         upserts = _with_columns(changes.upserts, [c.name for c in relation.columns])
         deletes = _with_columns(changes.deletes, list(key))
         with self._registered("upserts", upserts), self._registered("deletes", deletes):
             self.connection.execute(f"CREATE OR REPLACE TEMP TABLE fresh AS SELECT {typed} FROM upserts")
             self.connection.execute(
-                f"CREATE OR REPLACE TEMP TABLE touched AS SELECT {keys} FROM upserts UNION SELECT {keys} FROM deletes")
+                f"CREATE OR REPLACE TEMP TABLE touched AS SELECT {keys} FROM upserts UNION SELECT {keys} FROM deletes"
+            )
         condition = "true" if changes.truncated else f"EXISTS (SELECT 1 FROM temp.touched AS t WHERE {same})"
         self.connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE stale AS SELECT r.rowid AS _rowid, r.* FROM {table} AS r WHERE {condition}")
+            f"CREATE OR REPLACE TEMP TABLE stale AS SELECT r.rowid AS _rowid, r.* FROM {table} AS r WHERE {condition}"
+        )
         return apply_changes(self.connection, relation.physical_name, [c.name for c in relation.columns])
 
     @contextmanager
@@ -252,14 +273,19 @@ class Database:
         for sink in self.sinks():
             if sink.physical_name in changed:
                 connection.execute(
-                    f"INSERT INTO recs.dirty SELECT DISTINCT '{sink.physical_name}', key FROM {delta_table(sink.physical_name)}")
+                    f"INSERT INTO recs.dirty SELECT DISTINCT '{sink.physical_name}', key FROM {delta_table(sink.physical_name)}"
+                )
         if changed:
             marks = ", ".join("?" for _ in changed)
             connection.execute(
-                f"UPDATE recs.deployed SET changed_at = ? WHERE name || '__' || fingerprint IN ({marks})", [now, *sorted(changed)])
+                f"UPDATE recs.deployed SET changed_at = ? WHERE name || '__' || fingerprint IN ({marks})",
+                [now, *sorted(changed)],
+            )
         for p in taken.positions:
             connection.execute(
-                "INSERT OR REPLACE INTO recs.positions VALUES (?, ?, ?, ?)", [p.topic, p.partition, p.offset, p.incarnation])
+                "INSERT OR REPLACE INTO recs.positions VALUES (?, ?, ?, ?)",
+                [p.topic, p.partition, p.offset, p.incarnation],
+            )
         if taken.lsn is not None:
             self.set_fact("lsn", str(taken.lsn))
         if taken or changed:
@@ -271,7 +297,9 @@ class Database:
         return self.pipeline.of_kind(Kind.SINK)
 
     def positions(self) -> list[Position]:
-        rows = self.connection.execute("SELECT topic, kafka_partition, next_offset, incarnation FROM recs.positions").fetchall()
+        rows = self.connection.execute(
+            "SELECT topic, kafka_partition, next_offset, incarnation FROM recs.positions"
+        ).fetchall()
         return [Position(*row) for row in rows]
 
     def fact(self, name: str) -> str | None:
@@ -290,7 +318,8 @@ class Database:
         return self.connection.execute(
             f"SELECT d.key, CASE WHEN s.key IS NOT NULL THEN {_document(sink)} END "
             f"FROM (SELECT DISTINCT key FROM recs.dirty WHERE sink = '{sink.physical_name}') AS d "
-            f"LEFT JOIN {quoted(sink.physical_name)} AS s ON d.key = s.key").fetchall()
+            f"LEFT JOIN {quoted(sink.physical_name)} AS s ON d.key = s.key"
+        ).fetchall()
 
     def _saved_time(self) -> datetime:
         saved = self.fact("time")
@@ -330,10 +359,14 @@ def _duckdb_type(name: str) -> str:
 def _check_source(relation: Relation) -> None:
     if relation.connector == "kafka":
         declared = [c for c in relation.columns if c.name not in relation.statement.includes]
-        if [c.type for c in declared] != ["BYTEA"] or not {"partition", "offset", "timestamp"} <= set(relation.statement.includes.values()):
+        if [c.type for c in declared] != ["BYTEA"] or not {"partition", "offset", "timestamp"} <= set(
+            relation.statement.includes.values()
+        ):
             raise UnsupportedSql(
                 "the local engine reads Kafka as one BYTEA column with INCLUDE partition, offset and timestamp "
-                "(FORMAT PLAIN ENCODE BYTES)", relation.path)
+                "(FORMAT PLAIN ENCODE BYTES)",
+                relation.path,
+            )
     elif "table" not in relation.options:
         raise UnsupportedSql("a source is Kafka (connector = 'kafka') or a table of a PostgreSQL source", relation.path)
 

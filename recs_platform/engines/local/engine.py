@@ -19,7 +19,7 @@ from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed, CatalogTa
 from recs_platform.engines.local.database import Database, TickInput
 from recs_platform.engines.local.intake import Intake, KafkaIntake
 from recs_platform.engines.local.redis_sink import RedisSink
-from recs_platform.errors import RecsError, SourceError
+from recs_platform.errors import SourceError
 from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Action, Plan, Step
 from recs_platform.settings import Settings
@@ -30,6 +30,7 @@ MAX_MESSAGES = 20_000  # a tick; a backlog is worked off in ticks of this size
 MAX_CHANGES = 20_000
 WAIT_FOR_MESSAGES = 0.02  # seconds
 BETWEEN_TICKS = 0.03
+LONGEST_REST = 0.25
 BETWEEN_CLOCK_TICKS = 1.0  # how often time alone makes rows come and go
 BETWEEN_CATALOG_POLLS = 0.1
 BETWEEN_TRIMS = 60.0
@@ -55,17 +56,23 @@ class Meter:
     def figures(self) -> dict[str, float | int | str | None]:
         ticks, delays = list(self.tick_seconds), list(self.delays)
         return {
-            "started_at": self.started.isoformat(), "ticks": self.ticks, "messages": self.messages,
+            "started_at": self.started.isoformat(),
+            "ticks": self.ticks,
+            "messages": self.messages,
             "events_per_second": round(self.rate(), 1),
-            "tick_p50_ms": _percentile(ticks, 50), "tick_p99_ms": _percentile(ticks, 99),
-            "freshness_p50_ms": _percentile(delays, 50), "freshness_p99_ms": _percentile(delays, 99),
+            "tick_p50_ms": _percentile(ticks, 50),
+            "tick_p99_ms": _percentile(ticks, 99),
+            "freshness_p50_ms": _percentile(delays, 50),
+            "freshness_p99_ms": _percentile(delays, 99),
         }
 
 
 class Engine:
     """Owns the database, the readers and the sink writer. `run` is the loop; everything else asks it from outside."""
 
-    def __init__(self, settings: Settings, database: Database, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         self.settings, self.database, self.clock = settings, database, clock
         self.meter = Meter()
         self.problems: dict[str, str] = {}
@@ -85,7 +92,9 @@ class Engine:
     def _new_feed(self) -> CatalogFeed:
         tables = [
             CatalogTable(r.name, r.options["table"], tuple(c.name for c in r.columns), r.key)
-            for r in self.database.pipeline if "table" in r.options]
+            for r in self.database.pipeline
+            if "table" in r.options
+        ]
         self._feed_ready = False
         s = self.settings
         return CatalogFeed(s.require("postgres_url"), s.publication, s.replication_slot, tables)
@@ -97,10 +106,10 @@ class Engine:
         while not stop.is_set():
             began = time.monotonic()
             self._answer_requests()
-            self.round()
-            rest = BETWEEN_TICKS - (time.monotonic() - began)
-            if rest > 0:
-                stop.wait(rest)
+            taken = self.round()
+            took = time.monotonic() - began
+            if taken < MAX_MESSAGES // 2:  # no backlog: leave half of the time to others, and let messages gather
+                stop.wait(max(BETWEEN_TICKS - took, min(took, LONGEST_REST)))
 
     def close(self) -> None:
         self.intake.close()
@@ -108,26 +117,29 @@ class Engine:
         self.sink.close()
         self.database.close()
 
-    def round(self) -> bool:
-        """Takes in what there is, ticks once and writes out; returns whether anything came in."""
+    def round(self) -> int:
+        """Takes in what there is, ticks once and writes out; returns how many messages came in."""
         messages = self.intake.poll(MAX_MESSAGES, WAIT_FOR_MESSAGES)
         self._note_problem("kafka", messages.problem)
         for reset in messages.resets:
             log.warning("topic %s partition %s began anew: %s", reset.topic, reset.partition, reset.reason)
         catalog = self._catalog()
         taken = TickInput(
-            messages=messages.tables, positions=messages.positions if messages.tables or messages.resets else (),
-            changes=catalog.changes if catalog else {}, lsn=catalog.end_lsn if catalog and catalog.changes else None)
+            messages=messages.tables,
+            positions=messages.positions if messages.tables or messages.resets else (),
+            changes=catalog.changes if catalog else {},
+            lsn=catalog.end_lsn if catalog and catalog.changes else None,
+        )
         if taken or self._is_due("clock", BETWEEN_CLOCK_TICKS):
-            self._tick(taken, messages)
+            self._tick(taken)
         if catalog is not None and catalog.end_lsn:
             self._advance(catalog.end_lsn)
         self._flush()
         self._note_delays(messages)
         self._housekeeping()
-        return bool(taken)
+        return sum(table.num_rows for table in messages.tables.values())
 
-    def _tick(self, taken: TickInput, messages: Intake) -> None:
+    def _tick(self, taken: TickInput) -> None:
         result = self.database.tick(self.clock(), taken, flushed=self._all_flushed)
         self._all_flushed = False
         self.meter.ticks += 1
@@ -154,8 +166,16 @@ class Engine:
         if self._is_due("trim", BETWEEN_TRIMS):
             self.database.trim_logs(self.clock() - timedelta(hours=self.settings.log_retention_hours))
         if self._is_due("lag", 1.0):
-            self.lags = [{"topic": x.topic, "partition": x.partition, "next_offset": x.next_offset,
-                          "end_offset": x.end_offset, "lag": x.lag} for x in self.intake.lag()]
+            self.lags = [
+                {
+                    "topic": x.topic,
+                    "partition": x.partition,
+                    "next_offset": x.next_offset,
+                    "end_offset": x.end_offset,
+                    "lag": x.lag,
+                }
+                for x in self.intake.lag()
+            ]
 
     # -- the catalog ----------------------------------------------------------------------------------------------
 
@@ -224,9 +244,13 @@ class Engine:
 
     def _reopen(self, topics: set[str], plan: Plan) -> None:
         """A changed source or table is read from its beginning; nothing else notices."""
-        if any(self._is_kind(step, "topic") for step in plan.of(Action.CREATE)) or topics != set(self.database.pipeline.topics):
+        if any(self._is_kind(step, "topic") for step in plan.of(Action.CREATE)) or topics != set(
+            self.database.pipeline.topics
+        ):
             self.intake.close()
-            self.intake = KafkaIntake(self.settings.require("kafka_bootstrap_servers"), list(self.database.pipeline.topics))
+            self.intake = KafkaIntake(
+                self.settings.require("kafka_bootstrap_servers"), list(self.database.pipeline.topics)
+            )
             self.intake.seek(p for p in self.database.positions() if p.topic in self.database.pipeline.topics)
         if any(self._is_kind(step, "table") for step in plan.of(Action.CREATE)):
             self.feed.close()
@@ -260,5 +284,3 @@ def _percentile(values: list[float], percent: int) -> float | None:
     if len(values) < 2:
         return round(values[0] * 1000, 1) if values else None
     return round(quantiles(values, n=100, method="inclusive")[percent - 1] * 1000, 1)
-
-

@@ -104,8 +104,10 @@ class Analysis:
             edges.append(edge)
             reached |= {edge.left, edge.right}
         return edges, {
-            k: self.traced_key[k].get(start) or next(self.traced_key[k][i] for i in sorted(reached & self.traced_key[k].keys()))
-            for k in self.key}
+            k: self.traced_key[k].get(start)
+            or next(self.traced_key[k][i] for i in sorted(reached & self.traced_key[k].keys()))
+            for k in self.key
+        }
 
 
 def analyse(relation: Relation, pipeline: Pipeline) -> Analysis:
@@ -117,9 +119,17 @@ def analyse(relation: Relation, pipeline: Pipeline) -> Analysis:
     survivors = {name: found for name, found in traced.items() if found}
     key = _refresh_key(relation, survivors, tracer)
     analysis = Analysis(
-        relation=relation, query=query, mode=Mode.FULL, key=key, occurrences=tuple(tracer.occurrences.values()),
-        traced_key={k: survivors[k] for k in key}, edges=tuple(tracer.edges()), filters=tracer.filters(),
-        time_filters=tuple(tracer.time_filters), clock_bound=tracer.clock_bound)
+        relation=relation,
+        query=query,
+        mode=Mode.FULL,
+        key=key,
+        occurrences=tuple(tracer.occurrences.values()),
+        traced_key={k: survivors[k] for k in key},
+        edges=tuple(tracer.edges()),
+        filters=tracer.filters(),
+        time_filters=tuple(tracer.time_filters),
+        clock_bound=tracer.clock_bound,
+    )
     mode = _mode(analysis, tracer, pipeline)
     return Analysis(**{**analysis.__dict__, "mode": mode, "key": key if mode is not Mode.FULL else ()})
 
@@ -140,7 +150,8 @@ def _mode(analysis: Analysis, tracer: _Tracer, pipeline: Pipeline) -> Mode:
         if any(o.is_lookup for o in analysis.occurrences):
             raise UnsupportedSql(
                 "a lookup join must keep the key of its left side and stand alone: aggregate it in a view of its own",
-                analysis.relation.path)
+                analysis.relation.path,
+            )
         return Mode.FULL
     own_key = analysis.relation.key and set(analysis.relation.key) == set(analysis.key)
     if tracer.is_linear and len(analysis.driving) == 1 and own_key:
@@ -148,7 +159,8 @@ def _mode(analysis: Analysis, tracer: _Tracer, pipeline: Pipeline) -> Mode:
     if not tracer.is_row_wise and any(o.is_lookup for o in analysis.occurrences):
         raise UnsupportedSql(
             "the local engine cannot aggregate over a lookup join: keep its rows in a view and aggregate that one",
-            analysis.relation.path)
+            analysis.relation.path,
+        )
     return Mode.KEYED
 
 
@@ -199,14 +211,18 @@ class _Tracer:
     def is_row_wise(self) -> bool:
         """No grouping, no aggregate, no window, no DISTINCT anywhere."""
         return not any(
-            select.expression.args.get("group") or select.expression.args.get("distinct") or _own(select, exp.AggFunc, exp.Window)
-            for select in self.selects)
+            select.expression.args.get("group")
+            or select.expression.args.get("distinct")
+            or _own(select, exp.AggFunc, exp.Window)
+            for select in self.selects
+        )
 
     @property
     def is_linear(self) -> bool:
         """Row-wise, and each SELECT reads one relation beside those it looks up."""
         return self.is_row_wise and all(
-            sum(not is_lookup(node) for node, _ in scope.selected_sources.values()) == 1 for scope in self.selects)
+            sum(not is_lookup(node) for node, _ in scope.selected_sources.values()) == 1 for scope in self.selects
+        )
 
     def output(self, scope: Scope, index: int) -> Traced:
         """An output column in base terms, or {} where the query does not fall apart by it."""
@@ -308,7 +324,11 @@ def _select(scope: Scope) -> exp.Select:
 def _own(scope: Scope, *types: type[exp.Expr]) -> list[exp.Expr]:
     """Nodes of a SELECT itself, not of its subqueries. An aggregate used as a window function counts as a window."""
     found = [node for node in scope.walk() if isinstance(node, types)]
-    return [n for n in found if not (isinstance(n, exp.AggFunc) and not isinstance(n, exp.Window) and n.find_ancestor(exp.Window))]
+    return [
+        n
+        for n in found
+        if not (isinstance(n, exp.AggFunc) and not isinstance(n, exp.Window) and n.find_ancestor(exp.Window))
+    ]
 
 
 def _parts_beside_where(scope: Scope) -> Iterator[exp.Expr]:
@@ -374,7 +394,10 @@ def _time_comparison(condition: exp.Expr) -> tuple[exp.Expr, str, int] | None:
 def _offset_from_now(bound: exp.Expr) -> int | None:
     if isinstance(bound, exp.CurrentTimestamp):
         return 0
-    if isinstance(bound, exp.Add | exp.Sub) and isinstance(bound.left, exp.CurrentTimestamp):
-        if isinstance(bound.right, exp.Interval):
-            return micros(bound.right) * (1 if isinstance(bound, exp.Add) else -1)
+    if (
+        isinstance(bound, exp.Add | exp.Sub)
+        and isinstance(bound.left, exp.CurrentTimestamp)
+        and isinstance(bound.right, exp.Interval)
+    ):
+        return micros(bound.right) * (1 if isinstance(bound, exp.Add) else -1)
     return None

@@ -123,8 +123,10 @@ class KafkaIntake:
     def lag(self) -> list[PartitionLag]:
         """The lag of every partition with a position; asks nobody. 0 until something was fetched."""
         ends = {at: max(p.offset, self._ends.get(at, 0)) for at, p in self._positions.items()}
-        return [PartitionLag(p.topic, p.partition, p.offset, ends[at], ends[at] - p.offset)
-                for at, p in sorted(self._positions.items())]
+        return [
+            PartitionLag(p.topic, p.partition, p.offset, ends[at], ends[at] - p.offset)
+            for at, p in sorted(self._positions.items())
+        ]
 
     def close(self) -> None:
         """Closes the connections; polling again opens them again."""
@@ -165,8 +167,11 @@ class KafkaIntake:
     def _read(self, reader: _Reader, max_messages: int, timeout: float) -> dict[str, pa.Table]:
         batch = reader.read(max_messages, timeout)
         found = describe_topics(self._admin, self.topics, REQUEST_SECONDS)
-        same = {topic for topic, info in self._found.items()
-                if topic in found and found[topic].incarnation == info.incarnation}
+        same = {
+            topic
+            for topic, info in self._found.items()
+            if topic in found and found[topic].incarnation == info.incarnation
+        }
         for at, offset in batch.next_offsets.items():
             if at[0] in same:
                 self._positions[at] = Position(*at, offset, self._found[at[0]].incarnation)
@@ -209,9 +214,9 @@ class _Reader:
 
     def __init__(self, bootstrap_servers: str, offsets: Mapping[Partition, int]) -> None:
         self._partitions = {at: TopicPartition(*at) for at in offsets}
-        self._loop = asyncio.new_event_loop()
+        self._loop = asyncio.Runner()
         try:
-            self._consumer = self._loop.run_until_complete(self._started(bootstrap_servers, offsets))
+            self._consumer = self._loop.run(self._started(bootstrap_servers, offsets))
         except BaseException:
             self._loop.close()
             raise
@@ -220,24 +225,31 @@ class _Reader:
         if not self._partitions:
             time.sleep(timeout)  # there is nothing that a message could come from
             return _Batch({}, {}, {}, frozenset())
-        return self._loop.run_until_complete(self._read(max_messages, timeout))
+        return self._loop.run(self._read(max_messages, timeout))
 
     def close(self) -> None:
-        with suppress(KafkaError, OSError):
-            self._loop.run_until_complete(self._consumer.stop())
-        self._loop.close()
+        try:
+            self._loop.run(_stopped(self._consumer))
+        finally:
+            self._loop.close()
 
     async def _started(self, bootstrap_servers: str, offsets: Mapping[Partition, int]) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=bootstrap_servers, group_id=None, enable_auto_commit=False, auto_offset_reset="none",
-            isolation_level="read_committed", fetch_max_wait_ms=FETCH_WAIT_MS,
-            max_partition_fetch_bytes=PARTITION_FETCH_BYTES)
+            bootstrap_servers=bootstrap_servers,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+        )
         try:
             await consumer.start()
         except BaseException:
-            await consumer.stop()
+            await _stopped(consumer)
             raise
         consumer.assign(list(self._partitions.values()))
+        consumer._client.set_topics(())  # ask for all: asked for one by name, a broker may create it when just deleted
         for at, partition in self._partitions.items():
             consumer.seek(partition, offsets[at])
         return consumer
@@ -273,13 +285,21 @@ class _Reader:
         return {at: self._consumer.highwater(partition) or 0 for at, partition in self._partitions.items()}
 
 
+async def _stopped(consumer: AIOKafkaConsumer) -> None:
+    with suppress(KafkaError, OSError, asyncio.CancelledError):
+        await consumer.stop()
+    await consumer._client.close()  # `stop` gives up before it gets there when a fetch is waiting to be tried again
+
+
 def _table(records: Sequence[Any]) -> pa.Table:
     now = time.time_ns() // 1000
     received = [r.timestamp * 1000 if r.timestamp is not None and r.timestamp >= 0 else now for r in records]
-    return pa.table({
-        "payload": pa.array([r.value for r in records], pa.binary()),
-        "kafka_key": pa.array([r.key for r in records], pa.binary()),
-        "kafka_partition": pa.array([str(r.partition) for r in records], pa.string()),
-        "kafka_offset": pa.array([str(r.offset) for r in records], pa.string()),
-        "received_at": pa.array(received, pa.timestamp("us", "UTC")),
-    })
+    return pa.table(
+        {
+            "payload": pa.array([r.value for r in records], pa.binary()),
+            "kafka_key": pa.array([r.key for r in records], pa.binary()),
+            "kafka_partition": pa.array([str(r.partition) for r in records], pa.string()),
+            "kafka_offset": pa.array([str(r.offset) for r in records], pa.string()),
+            "received_at": pa.array(received, pa.timestamp("us", "UTC")),
+        }
+    )

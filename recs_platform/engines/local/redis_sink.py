@@ -70,13 +70,16 @@ class RedisSink:
         """The pointer is set only when all keys of the new version are there: that is the whole switch."""
         connection = self._database.connection
         live = connection.execute(
-            "SELECT is_live FROM recs.prefixes WHERE name = ? AND version = ?", [sink.redis_name, sink.fingerprint]).fetchone()
+            "SELECT is_live FROM recs.prefixes WHERE name = ? AND version = ?", [sink.redis_name, sink.fingerprint]
+        ).fetchone()
         if live and live[0]:
             return
         self._verify(sink)
         self._redis.set(keys.marker(sink.redis_name, sink.fingerprint), "1")
         self._redis.set(keys.pointer(sink.redis_name), sink.fingerprint)
-        connection.execute("UPDATE recs.prefixes SET is_live = (version = ?) WHERE name = ?", [sink.fingerprint, sink.redis_name])
+        connection.execute(
+            "UPDATE recs.prefixes SET is_live = (version = ?) WHERE name = ?", [sink.fingerprint, sink.redis_name]
+        )
 
     def _verify(self, sink: Relation) -> None:
         """Removes keys under the prefix that no row stands for; a key that is missing is an error to be retried."""

@@ -42,7 +42,9 @@ class Refresher:
         self._physical = {o.index: pipeline[o.relation].physical_name for o in self.analysis.occurrences}
         self._template = _template(self.analysis)
         expiry = list(self._expiring_columns()) if self.analysis.mode is Mode.APPEND else []
-        self._expired = " OR ".join(f"NOT ({quoted(column)} {f.op} {_bound(f, 'now')})" for column, f in expiry) or "false"
+        self._expired = (
+            " OR ".join(f"NOT ({quoted(column)} {f.op} {_bound(f, 'now')})" for column, f in expiry) or "false"
+        )
 
     @property
     def mode(self) -> Mode:
@@ -98,18 +100,34 @@ class Refresher:
     def _refresh_touched(self, connection: duckdb.DuckDBPyConnection, queries: list[str], changed: set[str]) -> bool:
         _temp(connection, "touched", "\nUNION\n".join(queries))
         linear = self.mode is Mode.LINEAR
-        is_touched = connection.execute("SELECT count(*) > 0 FROM temp.touched").fetchone()
-        if not linear and not (is_touched and is_touched[0]):
+        count, nulls = self._describe_touched(connection)
+        if not linear and not count:
             return False
-        sources = self._changed_rows(changed) if linear else self._touched_rows()
+        sources = self._changed_rows(changed) if linear else self._touched_rows(nulls)
         fresh = self._query(sources)
-        if not linear:  # an occurrence without the key was read whole, so that other keys may come out too
-            fresh = f"SELECT fresh.* FROM ({fresh}) AS fresh SEMI JOIN temp.touched ON {_same(self.analysis.key, 'fresh', 'touched')}"
+        if not linear and not all(self._has_whole_key(o) for o in self.analysis.driving):
+            # an occurrence without the key was read whole, so that other keys may come out too
+            same = _same(self.analysis.key, "fresh", "touched", nulls)
+            fresh = f"SELECT fresh.* FROM ({fresh}) AS fresh SEMI JOIN temp.touched ON {same}"
         _temp(connection, "fresh", fresh)
-        _temp(connection, "stale", (
-            f"SELECT r.rowid AS _rowid, r.* FROM {quoted(self.table)} AS r "
-            f"SEMI JOIN temp.touched ON {_same(self.analysis.key, 'r', 'touched')}"))
+        _temp(
+            connection,
+            "stale",
+            (
+                f"SELECT r.rowid AS _rowid, r.* FROM {quoted(self.table)} AS r "
+                f"SEMI JOIN temp.touched ON {_same(self.analysis.key, 'r', 'touched', nulls)}"
+            ),
+        )
         return self._apply(connection)
+
+    def _describe_touched(self, connection: duckdb.DuckDBPyConnection) -> tuple[int, frozenset[str]]:
+        """How many keys are touched, and the key columns that are NULL in one: only those need a NULL-safe join."""
+        has_null = ", ".join(f"bool_or({quoted(k)} IS NULL)" for k in self.analysis.key)
+        row = connection.execute(f"SELECT count(*), {has_null} FROM temp.touched").fetchone() or (0,)
+        return int(row[0]), frozenset(k for k, null in zip(self.analysis.key, row[1:], strict=True) if null)
+
+    def _has_whole_key(self, occurrence: Occurrence) -> bool:
+        return all(occurrence.index in self.analysis.traced_key[k] for k in self.analysis.key)
 
     def _apply(self, connection: duckdb.DuckDBPyConnection, compare: bool = True) -> bool:
         return apply_changes(connection, self.table, self.columns, unique=bool(self.relation.key), compare=compare)
@@ -118,7 +136,8 @@ class Refresher:
 
     def _query(self, sources: dict[int, str]) -> str:
         return _OCCURRENCE.sub(
-            lambda match: sources.get(int(match[1])) or quoted(self._physical[int(match[1])]), self._template)
+            lambda match: sources.get(int(match[1])) or quoted(self._physical[int(match[1])]), self._template
+        )
 
     def _new_rows(self, occurrence: Occurrence, changed: set[str]) -> str:
         physical = self._physical[occurrence.index]
@@ -131,10 +150,13 @@ class Refresher:
         (occurrence,) = self.analysis.driving
         physical = quoted(self._physical[occurrence.index])
         parts = [f"SELECT * FROM {self._new_rows(occurrence, changed)}"]
-        parts += [f"SELECT * FROM {physical} AS {occurrence.alias} WHERE {between}" for between in self._clock_ranges(occurrence)]
+        parts += [
+            f"SELECT * FROM {physical} AS {occurrence.alias} WHERE {between}"
+            for between in self._clock_ranges(occurrence)
+        ]
         return {occurrence.index: f"({' UNION '.join(parts)})"}
 
-    def _touched_rows(self) -> dict[int, str]:
+    def _touched_rows(self, nulls: frozenset[str]) -> dict[int, str]:
         """Each occurrence cut down to the rows of touched keys, as far as it has key columns."""
         sources = {}
         for occurrence in self.analysis.driving:
@@ -142,10 +164,13 @@ class Refresher:
             if own:
                 keys = ", ".join(map(quoted, own))
                 on = " AND ".join(
-                    f"{_sql(self.analysis.traced_key[k][occurrence.index])} IS NOT DISTINCT FROM t.{quoted(k)}" for k in own)
+                    f"{_sql(self.analysis.traced_key[k][occurrence.index])} {_equals(k, nulls)} t.{quoted(k)}"
+                    for k in own
+                )
                 sources[occurrence.index] = (
                     f"(SELECT {occurrence.alias}.* FROM {quoted(self._physical[occurrence.index])} AS {occurrence.alias} "
-                    f"SEMI JOIN (SELECT DISTINCT {keys} FROM temp.touched) AS t ON {on})")
+                    f"SEMI JOIN (SELECT DISTINCT {keys} FROM temp.touched) AS t ON {on})"
+                )
         return sources
 
     def _touched_by_delta(self, occurrence: Occurrence, changed: set[str]) -> str | None:
@@ -194,8 +219,10 @@ class Refresher:
         physical = self._physical[index]
         if physical not in changed:
             return quoted(physical)
-        return (f"(SELECT * FROM {quoted(physical)} UNION ALL "
-                f"SELECT * EXCLUDE (_sign) FROM {delta_table(physical)} WHERE _sign = -1)")
+        return (
+            f"(SELECT * FROM {quoted(physical)} UNION ALL "
+            f"SELECT * EXCLUDE (_sign) FROM {delta_table(physical)} WHERE _sign = -1)"
+        )
 
     def _expiring_columns(self) -> Iterator[tuple[str, TimeFilter]]:
         """The output columns by which rows of a source's view expire: its log may be shorter than the view."""
@@ -206,7 +233,9 @@ class Refresher:
             if column is None or not time_filter.keeps_newer:
                 raise UnsupportedSql(
                     "a view of a Kafka source may filter by time with `column > NOW() - INTERVAL …` alone, "
-                    f"and must select that column ({', '.join(sorted(subjects))})", self.relation.path)
+                    f"and must select that column ({', '.join(sorted(subjects))})",
+                    self.relation.path,
+                )
             yield column, time_filter
 
 
@@ -221,18 +250,26 @@ def apply_changes(
     if not compare:
         rows = f"SELECT {own}, 1 AS _sign FROM temp.fresh UNION ALL SELECT {own}, -1 FROM temp.stale"
     elif unique:
-        rows = (f"SELECT {own}, 1 AS _sign FROM temp.fresh AS f ANTI JOIN temp.stale AS s ON {_same(columns, 'f', 's')} UNION ALL "
-                f"SELECT {own}, -1 FROM temp.stale AS s ANTI JOIN temp.fresh AS f ON {_same(columns, 'f', 's')}")
+        rows = (
+            f"SELECT {own}, 1 AS _sign FROM temp.fresh AS f ANTI JOIN temp.stale AS s ON {_same(columns, 'f', 's')} UNION ALL "
+            f"SELECT {own}, -1 FROM temp.stale AS s ANTI JOIN temp.fresh AS f ON {_same(columns, 'f', 's')}"
+        )
     else:
-        rows = (f"SELECT *, 1 AS _sign FROM (SELECT {own} FROM temp.fresh EXCEPT ALL SELECT {own} FROM temp.stale) UNION ALL "
-                f"SELECT *, -1 FROM (SELECT {own} FROM temp.stale EXCEPT ALL SELECT {own} FROM temp.fresh)")
+        rows = (
+            f"SELECT *, 1 AS _sign FROM (SELECT {own} FROM temp.fresh EXCEPT ALL SELECT {own} FROM temp.stale) UNION ALL "
+            f"SELECT *, -1 FROM (SELECT {own} FROM temp.stale EXCEPT ALL SELECT {own} FROM temp.fresh)"
+        )
     connection.execute(f"CREATE OR REPLACE TEMP TABLE {quoted('delta_' + table)} AS {rows}")
-    counts = connection.execute(f"SELECT count(*) FILTER (_sign = 1), count(*) FILTER (_sign = -1) FROM {delta}").fetchone()
+    counts = connection.execute(
+        f"SELECT count(*) FILTER (_sign = 1), count(*) FILTER (_sign = -1) FROM {delta}"
+    ).fetchone()
     added, removed = counts or (0, 0)
     if unique or not compare:
         if removed:
             gone = f"SELECT _rowid FROM temp.stale AS s SEMI JOIN {delta} AS d ON d._sign = -1 AND {_same(columns, 's', 'd')}"
-            connection.execute(f"DELETE FROM {quoted(table)} WHERE rowid IN ({gone if compare else 'SELECT _rowid FROM temp.stale'})")
+            connection.execute(
+                f"DELETE FROM {quoted(table)} WHERE rowid IN ({gone if compare else 'SELECT _rowid FROM temp.stale'})"
+            )
         if added:
             connection.execute(f"INSERT INTO {quoted(table)} SELECT {own} FROM {delta} WHERE _sign = 1")
     elif added or removed:
@@ -245,8 +282,13 @@ def _temp(connection: duckdb.DuckDBPyConnection, name: str, query: str) -> None:
     connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
 
 
-def _same(columns: Iterable[str], left: str, right: str) -> str:
-    return " AND ".join(f"{left}.{quoted(c)} IS NOT DISTINCT FROM {right}.{quoted(c)}" for c in columns)
+def _same(columns: Iterable[str], left: str, right: str, nulls: frozenset[str] | None = None) -> str:
+    return " AND ".join(f"{left}.{quoted(c)} {_equals(c, nulls)} {right}.{quoted(c)}" for c in columns)
+
+
+def _equals(column: str, nulls: frozenset[str] | None) -> str:
+    """DuckDB prunes what it scans by the keys of a plain equality alone."""
+    return "IS NOT DISTINCT FROM" if nulls is None or column in nulls else "="
 
 
 _translated: dict[int, tuple[exp.Expr, str]] = {}  # the expressions of an analysis never change

@@ -43,7 +43,9 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         self._actions: dict[str, Callable[[dict[str, Any]], Any]] = {
             "health": lambda _: {"pid": os.getpid()},
             "status": lambda _: self.status(),
-            "deployed": lambda _: self._with_cursor(lambda c: dict(c.execute("SELECT name, fingerprint FROM recs.deployed").fetchall())),
+            "deployed": lambda _: self._with_cursor(
+                lambda c: dict(c.execute("SELECT name, fingerprint FROM recs.deployed").fetchall())
+            ),
             "plan": lambda request: _as_json(engine.ask(lambda: engine.plan(request.get("rebuild", ())))),
             "apply": lambda request: _as_json(engine.ask(lambda: engine.apply(request.get("rebuild", ())))),
         }
@@ -71,19 +73,34 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         """What `LocalEngine.status` documents."""
         process = psutil.Process()
         return {
-            "pid": process.pid, "memory_bytes": process.memory_info().rss, "cpu_seconds": sum(process.cpu_times()[:2]),
+            "pid": process.pid,
+            "memory_bytes": process.memory_info().rss,
+            "cpu_seconds": sum(process.cpu_times()[:2]),
             **self._engine.meter.figures(),
-            "lag": self._engine.lag(), "partitions": self._engine.lags, "problems": dict(self._engine.problems),
-            "redis_writes": self._engine.sink.written, "relations": self._with_cursor(self._relations),
+            "lag": self._engine.lag(),
+            "partitions": self._engine.lags,
+            "problems": dict(self._engine.problems),
+            "redis_writes": self._engine.sink.written,
+            "relations": self._with_cursor(self._relations),
         }
 
     def _relations(self, cursor: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
         modes = {r.relation.name: str(r.mode) for r in self._engine.database.refreshers}
-        rows = cursor.execute("SELECT name, kind, fingerprint, deployed_at, changed_at FROM recs.deployed ORDER BY name").fetchall()
+        rows = cursor.execute(
+            "SELECT name, kind, fingerprint, deployed_at, changed_at FROM recs.deployed ORDER BY name"
+        ).fetchall()
         return [
-            {"name": name, "kind": kind, "fingerprint": fingerprint, "deployed_at": deployed.isoformat(),
-             "changed_at": changed.isoformat(), "mode": modes.get(name), "rows": _count(cursor, f"{name}__{fingerprint}", name in modes)}
-            for name, kind, fingerprint, deployed, changed in rows]
+            {
+                "name": name,
+                "kind": kind,
+                "fingerprint": fingerprint,
+                "deployed_at": deployed.isoformat(),
+                "changed_at": changed.isoformat(),
+                "mode": modes.get(name),
+                "rows": _count(cursor, f"{name}__{fingerprint}"),
+            }
+            for name, kind, fingerprint, deployed, changed in rows
+        ]
 
     def _with_cursor(self, work: Callable[[duckdb.DuckDBPyConnection], Any]) -> Any:
         """Reads what is committed, in a transaction that cannot write."""
@@ -99,7 +116,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             cursor.close()
 
 
-def _count(cursor: duckdb.DuckDBPyConnection, physical: str, keeps_rows: bool) -> int | None:
+def _count(cursor: duckdb.DuckDBPyConnection, physical: str) -> int | None:
     """Rows a relation keeps; a plain view keeps none."""
     views = cursor.execute("SELECT 1 FROM duckdb_views() WHERE view_name = ?", [physical]).fetchone()
     if views:
@@ -112,11 +129,13 @@ def _run(cursor: duckdb.DuckDBPyConnection, sql: str, params: list[Any]) -> pa.T
     statements = cursor.extract_statements(sql)
     if len(statements) != 1 or statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
         raise duckdb.InvalidInputException("one SELECT is wanted; the pipeline is changed in sql/")
-    result: pa.Table = cursor.execute(statements[0], params).to_arrow_table()
+    result: pa.Table = cursor.sql(sql, params=params).to_arrow_table()
     if result.num_rows > MAX_ROWS:
         raise duckdb.InvalidInputException(f"{result.num_rows:,} rows, at most {MAX_ROWS:,}: add a LIMIT or aggregate")
     return result
 
 
 def _as_json(plan: Plan) -> list[dict[str, str]]:
-    return [{"action": str(s.action), "name": s.name, "fingerprint": s.fingerprint, "reason": s.reason} for s in plan.steps]
+    return [
+        {"action": str(s.action), "name": s.name, "fingerprint": s.fingerprint, "reason": s.reason} for s in plan.steps
+    ]
