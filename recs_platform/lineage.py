@@ -40,11 +40,11 @@ class LineageColumn:
 class Node:
     """One box. `relation` is None for what lies outside the engine: a topic or a table of the shop's PostgreSQL.
 
-    `kinds` names the technologies, `upstreams` the boxes it reads.
+    `kind` is that of the relation, or topic or catalog; `kinds` names the technologies, `upstreams` the boxes it reads.
     """
 
     key: Key
-    group: str
+    kind: str
     kinds: frozenset[str]
     description: str
     columns: tuple[LineageColumn, ...]

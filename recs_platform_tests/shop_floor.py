@@ -18,6 +18,7 @@ from recs_platform.engines.local.engine import Engine
 from recs_platform.events import EventProducer
 from recs_platform.serving import keys
 from recs_platform.settings import Settings, default_sql_dir
+from recs_platform.stack.process import wait_until
 from recs_platform.topics import ensure_topics
 from recs_platform_tests.oracle import Message, Oracle
 
@@ -118,6 +119,11 @@ class Shop:
                 for row in connection.execute("SELECT user_id, age_band, country FROM customers")
             }
         return Oracle(products, customers, self.clock()).read(self.log)
+
+
+def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Waits until the condition holds."""
+    assert wait_until(lambda: bool(condition()), seconds), f"it did not come about within {seconds} s"
 
 
 def pairs(documents: Mapping[str, Mapping[str, Any]], count: str) -> dict[str, list[tuple[str, int]]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -15,7 +13,7 @@ import psutil
 from recs_platform.errors import StackError
 from recs_platform.settings import ENDPOINTS_FILE, project_root
 from recs_platform.stack.parts import PARTS, chosen
-from recs_platform.stack.process import SUPERVISOR, last_lines, start, stop_everything, wait_until
+from recs_platform.stack.process import SUPERVISOR, Running, last_lines, start, stop_everything, wait_until
 from recs_platform.stack.service import Service
 from recs_platform.stack.state import LOG_DIR, PartState, StackState, State, load, save, supervisor_pid
 
@@ -109,14 +107,16 @@ def _stop_supervisor(state_dir: Path, show: Show) -> bool:
     def gone() -> bool:
         if (state := load(state_dir)) is not None:
             show(state)
-        return supervisor_pid(state_dir) != pid
+        return not supervisor.alive()
 
-    for ending in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.kill(pid, ending)
-        if wait_until(gone, STOP_SECONDS, SHOW_SECONDS):
-            return True
-    raise StackError(f"the supervisor (pid {pid}) cannot be stopped")
+    with suppress(psutil.NoSuchProcess):
+        supervisor = Running(psutil.Process(pid))
+        for end in (supervisor.process.terminate, supervisor.process.kill):
+            end()
+            if wait_until(gone, STOP_SECONDS, SHOW_SECONDS):
+                return True
+        raise StackError(f"the supervisor (pid {pid}) cannot be stopped")
+    return True  # it went by itself meanwhile
 
 
 def _raise_if_failed(state: StackState, overdue: bool) -> None:

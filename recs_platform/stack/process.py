@@ -26,7 +26,10 @@ SUPERVISOR = "supervisor"
 STACK_MARK, PART_MARK = "RECS_STACK", "RECS_STACK_PART"
 LOG_LIMIT = 20_000_000  # bytes
 STOP_SECONDS = 20.0
-STOP_SIGNALS = {"postgres": signal.SIGINT}  # fast shutdown; at SIGTERM it would wait for every client to leave
+STOP_SIGNALS = {
+    "postgres": signal.SIGINT,  # fast shutdown; at SIGTERM it would wait for every client to leave
+    "broker": signal.SIGKILL,  # asked to stop it waits 5 s for its clients, and it has nothing on disk to leave in order
+}
 
 
 @dataclass(frozen=True)

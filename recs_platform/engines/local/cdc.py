@@ -1,344 +1,312 @@
-"""The catalog through PostgreSQL's logical replication: a snapshot once, then every change, at least once.
+"""Reads the catalog tables of PostgreSQL: a snapshot once, then every change through a logical replication slot.
 
-psycopg 3 has no replication protocol, so the slot is read with `pg_logical_slot_peek_binary_changes` and moved on
-with `pg_replication_slot_advance` after the engine has committed.
+A poll peeks at the slot; the slot moves on only when the engine has committed and says so (`advance`). So a change
+may be handed over twice and is never lost; handing over a row's state twice changes nothing.
+
+All values are text as PostgreSQL's own output functions write it (a boolean is t or f, times are UTC).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from recs_platform.engines.local.pgoutput import (
-    UNCHANGED,
-    Begin,
-    Commit,
-    Delete,
-    Insert,
-    Message,
-    RelationInfo,
-    Truncate,
-    Tuple,
-    Update,
-    decode,
-)
+from recs_platform.engines.local.changes import CatalogTable, Changes, TableChanges, TextRow, text_table
+from recs_platform.engines.local.pgoutput import decode
 from recs_platform.errors import SourceError
 from recs_platform.settings import masked
 
-_SNAPSHOT_ROWS = 20_000
-_TIMEOUTS = "-c statement_timeout=60000 -c lock_timeout=10000 -c idle_in_transaction_session_timeout=120000"
+__all__ = ["CatalogBatch", "CatalogFeed", "CatalogTable", "TableChanges"]
 
-Row = dict[str, Any]
-Key = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class CatalogTable:
-    """A relation of the pipeline and the PostgreSQL table it mirrors (`schema.table`)."""
-
-    name: str
-    source: str
-    columns: tuple[str, ...]
-    key: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TableChanges:
-    """What became of a table: emptied first if `truncated`, then `deletes` (key columns) go and `upserts` come.
-
-    Both tables hold text; upserts have the last state of each key.
-    """
-
-    truncated: bool
-    upserts: pa.Table
-    deletes: pa.Table | None
+CONNECT_SECONDS = 5
+SLOT_SECONDS = 30
+SNAPSHOT_ROWS = 10_000
+REREAD_ROWS = 1_000
+# what PostgreSQL writes must not depend on how a server or a role is set up
+TEXT_FORMAT = (
+    "-c datestyle=ISO -c timezone=UTC -c intervalstyle=postgres -c bytea_output=hex -c extra_float_digits=1 "
+    "-c client_encoding=UTF8"
+)
+REMEDIES = {
+    "42501": "the role needs ALTER ROLE … REPLICATION, to own or read the catalog tables, and CREATE on the database; "
+    "or an administrator creates the publication beforehand",
+    "42704": "what is missing is created again at the next attempt, and the tables are read anew",
+    "53400": "raise max_replication_slots, or drop a slot nobody uses",
+    "55000": "the slot is given up and created again at the next attempt, and the tables are read anew",
+    "55006": "another engine reads this slot: stop it, or give this one its own with RECS_REPLICATION_SLOT",
+    "57014": "a transaction that is open in the database must end first: see pg_stat_activity",
+}
+Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class CatalogBatch:
-    """Changes by relation name up to `end_lsn` (0: nothing read); `columns` as PostgreSQL last announced them."""
+    """Whole transactions, by relation name. Once they are committed, `end_lsn` is what to `advance` to, and the
+    `after` of the next poll. `columns`: those PostgreSQL last announced for each table that changed.
+    """
 
-    changes: Mapping[str, TableChanges] = field(default_factory=dict)
-    end_lsn: int = 0
-    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-@dataclass
-class _Pending:
-    """The last state of each key while a batch is read."""
-
-    truncated: bool = False
-    rows: dict[Key, Row | None] = field(default_factory=dict)  # None: deleted
+    changes: Mapping[str, TableChanges]
+    end_lsn: int
+    columns: Mapping[str, tuple[str, ...]]
 
 
 class CatalogFeed:
-    """Reads some tables of one PostgreSQL. Every method raises `SourceError` with the remedy where there is one."""
+    """The change feed of some tables. After a `SourceError`, call `prepare` before the next poll: it mends what it can.
 
-    def __init__(self, postgres_url: str, publication: str, slot: str, tables: Sequence[CatalogTable]) -> None:
-        self.tables = tuple(tables)
-        self._url, self._publication, self._slot = postgres_url, publication, slot
-        self._by_source = {table.source: table for table in tables}
-        self._relations: dict[int, RelationInfo] = {}
-        self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
+    Used by one thread. Needs PostgreSQL 14 or later.
+    """
+
+    def __init__(self, postgres_url: str, publication: str, slot: str, tables: Iterable[CatalogTable]) -> None:
+        self.publication, self.slot, self.tables = publication, slot, tuple(tables)
+        self._url = postgres_url
+        self._connection: Connection | None = None
+        self._columns: dict[str, tuple[str, ...]] = {}
+        self._afresh = False
+
+    def prepare(self) -> bool:
+        """Checks database and tables, creates publication and slot where missing; safe to repeat.
+
+        True when the slot is new: it knows nothing of what was before, so read the snapshots, and poll from 0 on.
+        A table that was not published until now makes the slot new, too. Raises `SourceError` with the remedy.
+        """
+        with self._session() as connection:
+            self._check_wal_level(connection)
+            for table in self.tables:
+                self._check_table(connection, table)
+            self._afresh |= self._publish(connection)
+            return self._ensure_slot(connection)
+
+    def snapshot(self, table: CatalogTable) -> Iterator[pa.Table]:
+        """The table as it is now, in at least one piece, all columns as text. Raises `SourceError`."""
+        columns = sql.SQL(", ").join(map(sql.Identifier, table.columns))
+        query = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(columns, sql.Identifier(*table.qualified))
+        with self._explaining(), self._connect() as connection, connection.cursor().copy(query) as copy:
+            rows = copy.rows()
+            piece = list(islice(rows, SNAPSHOT_ROWS))
+            yield text_table(table.columns, piece)
+            while piece := list(islice(rows, SNAPSHOT_ROWS)):
+                yield text_table(table.columns, piece)
+
+    def poll(self, max_changes: int, after: int) -> CatalogBatch:
+        """The transactions that were committed since; at least one if there is any, however large it is.
+
+        Transactions that end at `after` or before are left out. A large value an update left alone, which is not in
+        the stream, is read from the table as it is now; if that row is gone by now, the update is left out and its
+        deletion follows. Raises `SourceError`; the next poll connects anew.
+        """
+        changes = Changes(self.tables, after)
+        with self._session() as connection:
+            end_of_log = self._check_feed(connection, after)
+            for (data,) in self._peek(connection, max_changes):
+                changes.take(decode(data))
+            for table in self.tables:
+                self._read_again(connection, table, changes)
+        self._columns.update(changes.columns)
+        return CatalogBatch(changes.outcome(), max(after, changes.end_lsn or end_of_log), dict(self._columns))
+
+    def advance(self, lsn: int) -> None:
+        """Tells PostgreSQL that everything up to there is committed here, so that it may forget. Raises `SourceError`.
+
+        The `end_lsn` of an empty batch does, too: otherwise an idle catalog would keep the log of a busy database.
+        """
+        with self._session() as connection:
+            connection.execute(
+                "SELECT pg_replication_slot_advance(slot_name, '0/0'::pg_lsn + %(lsn)s::numeric) "
+                "FROM pg_replication_slots "
+                "WHERE slot_name = %(slot)s AND confirmed_flush_lsn < '0/0'::pg_lsn + %(lsn)s::numeric",
+                {"lsn": lsn, "slot": self.slot},
+            )
 
     def close(self) -> None:
+        """Closes the connection; anything asked later connects anew."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    def prepare(self) -> bool:
-        """Publication and slot are there afterwards; returns whether the slot is new, so that snapshots are due."""
-        with self._session() as connection:
-            self._check_server(connection)
-            for table in self.tables:
-                self._check_table(connection, table)
-            self._publish(connection)
-            return self._ensure_slot(connection)
-
-    def snapshot(self, table: CatalogTable) -> Iterator[pa.Table]:
-        """All rows as text, in batches, as of one moment. At least one batch, empty for an empty table."""
-        present = [c for c in table.columns if c in self._columns(table)]
-        query = sql.SQL("SELECT {} FROM {}").format(
-            sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(c)) for c in present),
-            _identifier(table.source),
-        )
-        with self._session() as connection, connection.transaction(), connection.cursor("recs_snapshot") as cursor:
-            cursor.execute(query)
-            while rows := cursor.fetchmany(_SNAPSHOT_ROWS):
-                yield _as_table([dict(zip(present, row, strict=True)) for row in rows], table.columns)
-            yield _as_table([], table.columns)
-
-    def poll(self, max_changes: int, after: int = 0) -> CatalogBatch:
-        """Committed transactions after the LSN `after`, up to about `max_changes` changes (a transaction is never cut)."""
-        with self._session() as connection:
-            idle_at = self._current_lsn(connection)
-            rows = connection.execute(
-                "SELECT data FROM pg_logical_slot_peek_binary_changes(%s, NULL, %s, 'proto_version', '1', 'publication_names', %s)",
-                [self._slot, max_changes, self._publication],
-                binary=True,
-            ).fetchall()
-            if not rows:
-                return CatalogBatch(end_lsn=idle_at)
-            pending, end_lsn = self._collected((decode(row[0]) for row in rows), after)
-            changes = {name: self._changes(connection, name, found) for name, found in pending.items()}
-        return CatalogBatch(
-            changes,
-            end_lsn,
-            {
-                self._by_source[r.qualified].name: r.columns
-                for r in self._relations.values()
-                if r.qualified in self._by_source
-            },
-        )
-
-    def advance(self, lsn: int) -> None:
-        """Lets PostgreSQL forget what was read; a slot of an idle table moves on too, so that WAL does not pile up."""
-        with self._session() as connection:
-            connection.execute(
-                "SELECT pg_replication_slot_advance(slot_name, %s::text::pg_lsn) FROM pg_replication_slots "
-                "WHERE slot_name = %s AND confirmed_flush_lsn < %s::text::pg_lsn",
-                [_lsn_text(lsn), self._slot, _lsn_text(lsn)],
-            )
-
-    # -- connection -----------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _session(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        try:
-            if self._connection is None or self._connection.closed:
-                self._connection = psycopg.connect(
-                    self._url, autocommit=True, connect_timeout=5, options=_TIMEOUTS, application_name="recs engine"
-                )
-            yield self._connection
-        except psycopg.Error as error:
-            self.close()
-            raise SourceError(f"PostgreSQL at {masked(self._url)}: {_first_line(error)}") from None
-
-    def _check_server(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
-        level = _one(connection, "SHOW wal_level")
+    def _check_wal_level(self, connection: Connection) -> None:
+        (level,) = _one(connection, "SHOW wal_level")
         if level != "logical":
             raise SourceError(
-                f"PostgreSQL at {masked(self._url)} has wal_level = {level}; CDC needs `ALTER SYSTEM SET wal_level = logical` and a restart"
+                f"PostgreSQL at {masked(self._url)} has wal_level={level}: "
+                "ALTER SYSTEM SET wal_level = 'logical' and restart it"
             )
-        if not _one(connection, "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user"):
-            raise SourceError(f"the user of {masked(self._url)} may not replicate: `ALTER ROLE … REPLICATION`")
 
-    def _check_table(self, connection: psycopg.Connection[tuple[Any, ...]], table: CatalogTable) -> None:
-        if _one(connection, "SELECT to_regclass(%s)", table.source) is None:
+    def _check_table(self, connection: Connection, table: CatalogTable) -> None:
+        found = connection.execute(_TABLE_QUERY, table.qualified).fetchone()
+        if found is None:
             raise SourceError(
-                f"PostgreSQL has no table {table.source}, which {table.name} is read from: create it, or load a catalog"
+                f"PostgreSQL at {masked(self._url)} has no table {table.source}, which {table.name} reads"
             )
-        columns = self._columns(table)
-        if missing := [c for c in table.key if c not in columns]:
-            raise SourceError(f"{table.source} has no column {', '.join(missing)}, the key of {table.name}")
-        identity = _one(connection, "SELECT relreplident FROM pg_class WHERE oid = %s::regclass", table.source)
-        key = _one(
-            connection, "SELECT count(*) FROM pg_index WHERE indrelid = %s::regclass AND indisprimary", table.source
-        )
-        if identity in ("d", b"d") and not key:
+        columns, key, identity, replica_identity = found
+        if missing := [column for column in table.columns if column not in columns]:
             raise SourceError(
-                f"{table.source} has no primary key: `ALTER TABLE {table.source} ADD PRIMARY KEY ({', '.join(table.key)})`"
+                f"table {table.source} has no column {', '.join(missing)}, which {table.name} reads; "
+                f"it has {', '.join(columns)}"
+            )
+        if set(key) != set(table.key):
+            raise SourceError(
+                f"the primary key of {table.source} is ({', '.join(key) or 'missing'}), where {table.name} says "
+                f"({', '.join(table.key)}): make them agree"
+            )
+        if replica_identity != "f" and not set(table.key) <= set(identity):
+            raise SourceError(
+                f"updates and deletes of {table.source} do not tell which row: "
+                f"ALTER TABLE {table.source} REPLICA IDENTITY DEFAULT"
             )
 
-    def _columns(self, table: CatalogTable) -> set[str]:
-        with self._session() as connection:
-            rows = connection.execute(
-                "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
-                [table.source],
-            )
-            return {row[0] for row in rows}
-
-    def _publish(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
-        if not _one(connection, "SELECT 1 FROM pg_publication WHERE pubname = %s", self._publication):
-            connection.execute(
-                sql.SQL("CREATE PUBLICATION {} FOR TABLE {}").format(
-                    sql.Identifier(self._publication), sql.SQL(", ").join(_identifier(t.source) for t in self.tables)
-                )
-            )
-            return
-        published = {
-            row[0]
-            for row in connection.execute(
-                "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = %s",
-                [self._publication],
-            )
-        }
-        for table in self.tables:
-            if table.source not in published:
-                connection.execute(
-                    sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(
-                        sql.Identifier(self._publication), _identifier(table.source)
-                    )
-                )
-
-    def _ensure_slot(self, connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
+    def _publish(self, connection: Connection) -> bool:
+        """Whether a table had to be added to the publication, or the publication itself created."""
+        publication = sql.Identifier(self.publication)
         found = connection.execute(
-            "SELECT plugin, wal_status FROM pg_replication_slots WHERE slot_name = %s", [self._slot]
+            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_publication WHERE pubname = %s",
+            [self.publication],
         ).fetchone()
-        if found and found[1] == "lost":
-            connection.execute("SELECT pg_drop_replication_slot(%s)", [self._slot])
-            found = None
-        if found and found[0] != "pgoutput":
+        if found == (False,):
             raise SourceError(
-                f"replication slot {self._slot} uses plugin {found[0]}: set RECS_REPLICATION_SLOT to another name"
+                f"publication {self.publication} leaves out some changes: ALTER PUBLICATION {self.publication} "
+                "SET (publish = 'insert, update, delete, truncate')"
             )
-        if not found:
-            connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [self._slot])
-        return not found
-
-    def _current_lsn(self, connection: psycopg.Connection[tuple[Any, ...]]) -> int:
-        return int(_one(connection, "SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint"))
-
-    # -- messages -------------------------------------------------------------------------------------------------
-
-    def _collected(self, messages: Iterator[Message | None], after: int) -> tuple[dict[str, _Pending], int]:
-        pending: dict[str, _Pending] = {}
-        transaction: list[Message] = []
-        end_lsn = 0
-        for message in messages:
-            if isinstance(message, Begin):
-                transaction = []
-            elif isinstance(message, RelationInfo):
-                self._relations[message.oid] = message
-            elif isinstance(message, Commit):
-                end_lsn = message.end_lsn
-                if end_lsn > after:
-                    for change in transaction:
-                        self._note(change, pending)
-            elif message is not None:
-                transaction.append(message)
-        return pending, end_lsn
-
-    def _note(self, change: Message, pending: dict[str, _Pending]) -> None:
-        oids = change.oids if isinstance(change, Truncate) else (change.oid,)  # type: ignore[union-attr]
-        for oid in oids:
-            info = self._relations[oid]
-            table = self._by_source.get(info.qualified)
-            if table is None:
-                continue
-            found = pending.setdefault(table.name, _Pending())
-            if isinstance(change, Truncate):
-                found.truncated = True
-                found.rows.clear()
-            elif isinstance(change, Delete):
-                found.rows[_key(info, table, change.old)] = None
-            elif isinstance(change, Insert | Update):
-                self._note_row(change, info, table, found)
-
-    def _note_row(self, change: Insert | Update, info: RelationInfo, table: CatalogTable, found: _Pending) -> None:
-        row: Row = dict(zip(info.columns, change.new, strict=True))
-        key = _key(info, table, change.new)
-        before = found.rows.get(key)
-        if isinstance(change, Update) and change.old is not None:
-            old_key = _key(info, table, change.old)
-            if old_key != key:
-                before = found.rows.get(old_key)
-                found.rows[old_key] = None
-            before = before or dict(zip(info.columns, change.old, strict=True))
-        # what an update did not send is what it was, where this batch knows it
-        found.rows[key] = {c: (before or {}).get(c, v) if v is UNCHANGED else v for c, v in row.items()}
-
-    def _changes(self, connection: psycopg.Connection[tuple[Any, ...]], name: str, found: _Pending) -> TableChanges:
-        table = next(t for t in self.tables if t.name == name)
-        upserts = []
-        deletes = [dict(zip(table.key, key, strict=True)) for key, row in found.rows.items() if row is None]
-        for row in found.rows.values():
-            if row is not None:
-                upserts.append(self._completed(connection, table, row))
-        present = [row for row in upserts if row is not None]
-        return TableChanges(found.truncated, _as_table(present, table.columns), _as_table(deletes, table.key))
-
-    def _completed(self, connection: psycopg.Connection[tuple[Any, ...]], table: CatalogTable, row: Row) -> Row | None:
-        """A row with its unsent large values read from the table. One that is gone by now is deleted later in the slot."""
-        unsent = [c for c in table.columns if row.get(c) is UNCHANGED]
-        if not unsent:
-            return row
-        selected = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(c)) for c in unsent)
-        wanted = sql.SQL(" AND ").join(
-            sql.SQL("{}::text = {}").format(sql.Identifier(k), sql.Placeholder()) for k in table.key
+        published = self._published(connection)
+        missing = sorted({table.qualified for table in self.tables} - published)
+        if not missing:
+            return False
+        tables = sql.SQL(", ").join(sql.Identifier(*name) for name in missing)
+        statement = (
+            sql.SQL("CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)")
+            if found is None
+            else sql.SQL("ALTER PUBLICATION {} ADD TABLE {}")
         )
+        connection.execute(statement.format(publication, tables))
+        return True
+
+    def _ensure_slot(self, connection: Connection) -> bool:
         found = connection.execute(
-            sql.SQL("SELECT {} FROM {} WHERE {}").format(selected, _identifier(table.source), wanted),
-            [row[k] for k in table.key],
+            "SELECT plugin = 'pgoutput' AND database = current_database(), wal_status = 'lost' "
+            "FROM pg_replication_slots WHERE slot_name = %s",
+            [self.slot],
         ).fetchone()
-        return None if found is None else row | dict(zip(unsent, found, strict=True))
+        if found and not found[0]:
+            raise SourceError(
+                f"replication slot {self.slot} belongs to another database or plugin: choose another name "
+                "with RECS_REPLICATION_SLOT"
+            )
+        if found and not self._afresh and not found[1]:
+            return False
+        if found:
+            connection.execute("SELECT pg_drop_replication_slot(%s)", [self.slot])
+        connection.execute(f"SET statement_timeout = '{SLOT_SECONDS}s'")
+        connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [self.slot])
+        connection.execute("RESET statement_timeout")
+        self._afresh = False
+        return True
+
+    def _check_feed(self, connection: Connection, after: int) -> int:
+        """Where the log ends now. Raises `SourceError` when changes would be missed without anyone noticing."""
+        (end,) = _one(connection, "SELECT (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint")
+        unpublished = {table.qualified for table in self.tables} - self._published(connection)
+        if unpublished:
+            names = ", ".join(".".join(name) for name in sorted(unpublished))
+            raise SourceError(f"publication {self.publication} no longer has {names}: it is put back, and read anew")
+        if end < after:
+            self._afresh = True
+            raise SourceError(
+                f"PostgreSQL at {masked(self._url)} is not the one the catalog was read from, or was set back: "
+                "the catalog is read anew"
+            )
+        return int(end)
+
+    def _published(self, connection: Connection) -> set[tuple[str, str]]:
+        query = "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = %s"
+        return {(schema, name) for schema, name in connection.execute(query, [self.publication])}
+
+    def _peek(self, connection: Connection, max_changes: int) -> Iterator[tuple[bytes]]:
+        query = (
+            "SELECT data FROM pg_logical_slot_peek_binary_changes(%s, NULL, %s, "
+            "'proto_version', '1', 'publication_names', %s)"
+        )
+        publication = '"' + self.publication.replace('"', '""') + '"'
+        yield from connection.cursor().stream(query, [self.slot, max_changes, publication], binary=True)
+
+    def _read_again(self, connection: Connection, table: CatalogTable, changes: Changes) -> None:
+        state = changes.states.get(table.name)
+        incomplete = iter(state.incomplete() if state else ())
+        while state and (keys := list(islice(incomplete, REREAD_ROWS))):
+            state.complete(keys, self._rows(connection, table, keys))
+
+    def _rows(self, connection: Connection, table: CatalogTable, keys: list[TextRow]) -> list[TextRow]:
+        """The rows of these keys, as far as they exist, all columns as text."""
+        key = sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Identifier, table.key)))
+        one = sql.SQL("({})").format(sql.SQL(", ").join([sql.Placeholder()] * len(table.key)))
+        query = sql.SQL("SELECT {} FROM {} WHERE {} IN ({})").format(
+            sql.SQL(", ").join(map(sql.Identifier, table.columns)),
+            sql.Identifier(*table.qualified),
+            key,
+            sql.SQL(", ").join([one] * len(keys)),
+        )
+        result = connection.execute(query, [value for values in keys for value in values]).pgresult
+        assert result is not None, "a SELECT has a result"
+        cells = [[result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)]
+        return [tuple(None if cell is None else bytes(cell).decode() for cell in row) for row in cells]
+
+    @contextmanager
+    def _session(self) -> Iterator[Connection]:
+        """The one connection, opened when needed and closed at any error."""
+        try:
+            with self._explaining():
+                if self._connection is None or self._connection.closed:
+                    self._connection = self._connect()
+                yield self._connection
+        except SourceError:
+            self.close()
+            raise
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            remedy = REMEDIES.get(error.sqlstate or "")
+            text = f"PostgreSQL at {masked(self._url)}: {reason}" + (f" ({remedy})" if remedy else "")
+            raise SourceError(text) from None
+        except ValueError as error:
+            raise SourceError(f"replication slot {self.slot}: {error}") from error
+
+    def _connect(self) -> Connection:
+        if urlsplit(self._url).scheme not in ("postgresql", "postgres"):  # and not shown: it may hold a password
+            raise SourceError("RECS_POSTGRES_URL is not of the form postgresql://user:password@host:port/database")
+        return psycopg.connect(
+            self._url,
+            autocommit=True,
+            connect_timeout=CONNECT_SECONDS,
+            options=TEXT_FORMAT,
+            application_name="recs-platform",
+        )
 
 
-def _key(info: RelationInfo, table: CatalogTable, values: Tuple) -> Key:
-    row = dict(zip(info.columns, values, strict=True))
-    missing = [k for k in table.key if k not in row]
-    if missing:
-        raise SourceError(f"{table.source} has no column {', '.join(missing)} any more, the key of {table.name}")
-    return tuple(row[k] for k in table.key)
+def _one(connection: Connection, query: str) -> tuple[Any, ...]:
+    row = connection.execute(query.encode()).fetchone()
+    assert row is not None, "the query gives one row"
+    return row
 
 
-def _as_table(rows: Sequence[Row], columns: Sequence[str]) -> pa.Table:
-    return pa.table({c: pa.array([row.get(c) for row in rows], pa.string()) for c in columns})
-
-
-def _identifier(source: str) -> sql.Composed:
-    return sql.SQL(".").join(sql.Identifier(part) for part in source.split("."))
-
-
-def _one(connection: psycopg.Connection[tuple[Any, ...]], query: str, *params: object) -> Any:
-    row = connection.execute(query, params or None).fetchone()
-    return row[0] if row else None
-
-
-def _lsn_text(lsn: int) -> str:
-    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
-
-
-def _first_line(error: Exception) -> str:
-    return re.sub(
-        r"password=\S+",
-        "password=***",
-        str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
-    )
+_INDEX_COLUMNS = """
+ARRAY(SELECT a.attname::text FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid
+      WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey) AND {})"""
+_TABLE_QUERY = f"""
+SELECT ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped
+             ORDER BY attnum),
+  {_INDEX_COLUMNS.format("i.indisprimary")},
+  {_INDEX_COLUMNS.format("CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END")},
+  c.relreplident::text
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
+""".encode()

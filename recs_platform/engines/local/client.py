@@ -85,8 +85,9 @@ class LocalEngine:
         return answer
 
     def _action(self, name: str, **request: Any) -> Any:
+        options = self._patient if name in ("plan", "apply") else self._options
         try:
-            results = list(self._client.do_action(flight.Action(name, json.dumps(request).encode()), self._patient))
+            results = list(self._client.do_action(flight.Action(name, json.dumps(request).encode()), options))
         except (flight.FlightError, pa.ArrowException) as error:
             raise self._translated(error, EngineError) from None
         return json.loads(results[0].body.to_pybytes())

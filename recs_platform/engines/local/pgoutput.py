@@ -1,95 +1,151 @@
-"""PostgreSQL's `pgoutput` protocol, version 1: bytes of one message → a value. Pure.
+"""Decodes PostgreSQL's logical replication messages: output plugin `pgoutput`, protocol version 1, values as text.
 
-Source: PostgreSQL documentation, "Logical Replication Message Formats".
+The layout is that of the PostgreSQL manual, "Logical Replication Message Formats". Nothing here does I/O.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import TypeAlias
 
-from recs_platform.errors import SourceError
-
-
-class Unchanged:
-    """Stands for a large (TOASTed) value that an update left alone and PostgreSQL does not send."""
-
-    def __repr__(self) -> str:
-        return "UNCHANGED"
+POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
-UNCHANGED = Unchanged()
-Value = str | None | Unchanged
-Tuple = tuple[Value, ...]
+class Unchanged(Enum):
+    """Stands for a large value that an update left alone, so that PostgreSQL did not send it."""
+
+    UNCHANGED = "unchanged"
 
 
-@dataclass(frozen=True)
+UNCHANGED = Unchanged.UNCHANGED
+Value: TypeAlias = str | Unchanged | None
+Row: TypeAlias = tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Begin:
+    """A transaction begins; `final_lsn` is where its commit record starts."""
+
     final_lsn: int
+    committed_at: datetime
+    xid: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Commit:
+    """A transaction ends; `end_lsn` is the first position after its commit record."""
+
+    commit_lsn: int
     end_lsn: int
+    committed_at: datetime
 
 
-@dataclass(frozen=True)
-class RelationInfo:
-    """A table's shape, sent before its first change and after every change of the shape."""
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The server the transaction was first committed on."""
 
-    oid: int
+    commit_lsn: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """`is_key`: part of the replica identity."""
+
+    name: str
+    type_oid: int
+    type_modifier: int
+    is_key: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A table as it is for the messages that follow; sent before the first of them and after each change of it."""
+
+    id: int
     schema: str
-    table: str
-    columns: tuple[str, ...]
-    key: tuple[str, ...]
-
-    @property
-    def qualified(self) -> str:
-        return f"{self.schema}.{self.table}"
+    name: str
+    replica_identity: str
+    columns: tuple[Column, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Type:
+    """A data type that is not built in."""
+
+    id: int
+    schema: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Insert:
-    oid: int
-    new: Tuple
+    """A new row, in the order of the relation's columns."""
+
+    relation_id: int
+    new: Row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Update:
-    """`old` is there when the key changed (or the table has REPLICA IDENTITY FULL)."""
+    """A changed row. `key` is there when the replica identity changed and holds null elsewhere; `old` is the whole
+    row before, there with REPLICA IDENTITY FULL."""
 
-    oid: int
-    old: Tuple | None
-    new: Tuple
+    relation_id: int
+    new: Row
+    key: Row | None = None
+    old: Row | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Delete:
-    oid: int
-    old: Tuple
+    """A row is gone: its `key`, null elsewhere, or with REPLICA IDENTITY FULL the whole `old` row."""
+
+    relation_id: int
+    key: Row | None = None
+    old: Row | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Truncate:
-    oids: tuple[int, ...]
+    """All rows of the relations are gone."""
+
+    relation_ids: tuple[int, ...]
+    cascade: bool
+    restart_identity: bool
 
 
-Message = Begin | Commit | RelationInfo | Insert | Update | Delete | Truncate
+Message: TypeAlias = Begin | Commit | Origin | Relation | Type | Insert | Update | Delete | Truncate
 
 
-class _Reader:
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+def decode(data: bytes) -> Message:
+    """One message. Raises `ValueError` when it is none that protocol version 1 knows, or is cut short."""
+    try:
+        decoder = _DECODERS[data[:1]]
+    except KeyError:
+        raise ValueError(f"not a pgoutput message of protocol version 1: it begins with {data[:1]!r}") from None
+    try:
+        return decoder(_Cursor(data, 1))
+    except (struct.error, IndexError, ValueError) as error:
+        raise ValueError(f"a pgoutput message {data[:1]!r} that cannot be decoded: {error}") from error
 
-    def take(self, layout: str) -> tuple[int, ...]:
-        values = struct.unpack_from(">" + layout, self.data, self.at)
-        self.at += struct.calcsize(">" + layout)
-        return values
 
-    def byte(self) -> bytes:
-        self.at += 1
-        return self.data[self.at - 1 : self.at]
+class _Cursor:
+    def __init__(self, data: bytes, at: int) -> None:
+        self.data, self.at = data, at
+
+    def number(self, layout: str) -> int:
+        """One integer: b and B 8 bits, h and H 16, i and I 32, q and Q 64; small letters are signed."""
+        (value,) = struct.unpack_from("!" + layout, self.data, self.at)
+        self.at += struct.calcsize("!" + layout)
+        return int(value)
+
+    def character(self) -> str:
+        return chr(self.number("B"))
 
     def text(self) -> str:
         end = self.data.index(b"\0", self.at)
@@ -97,84 +153,97 @@ class _Reader:
         self.at = end + 1
         return value
 
-    def row(self) -> Tuple:
-        (count,) = self.take("h")
-        return tuple(self._value() for _ in range(count))
+    def moment(self) -> datetime:
+        return POSTGRES_EPOCH + timedelta(microseconds=self.number("q"))
+
+    def row(self) -> Row:
+        return tuple(self._value() for _ in range(self.number("H")))
 
     def _value(self) -> Value:
-        kind = self.byte()
-        if kind == b"n":
-            return None
-        if kind == b"u":
-            return UNCHANGED
-        (length,) = self.take("i")
-        self.at += length
-        return self.data[self.at - length : self.at].decode()
+        match self.character():
+            case "n":
+                return None
+            case "u":
+                return UNCHANGED
+            case "t":
+                return self._counted().decode()
+            case other:
+                raise ValueError(f"a value of kind {other!r}, where text was asked for")
+
+    def _counted(self) -> bytes:
+        size = self.number("I")
+        value = self.data[self.at : self.at + size]
+        if len(value) < size:
+            raise ValueError(f"a value of {size} bytes, of which {len(value)} are there")
+        self.at += size
+        return value
 
 
-def decode(data: bytes) -> Message | None:
-    """One message; None for those that say nothing about rows (origin, type, logical messages).
-
-    Raises `SourceError` for a message of another protocol version.
-    """
-    kind = data[:1]
-    if kind in b"OYM":
-        return None
-    decoder = _DECODERS.get(kind)
-    if decoder is None:
-        raise SourceError(f"pgoutput message {kind!r} is not of protocol version 1")
-    return decoder(_Reader(data[1:]))
+def _begin(c: _Cursor) -> Begin:
+    return Begin(c.number("Q"), c.moment(), c.number("I"))
 
 
-def _begin(reader: _Reader) -> Begin:
-    return Begin(reader.take("qqi")[0])
+def _commit(c: _Cursor) -> Commit:
+    c.number("B")  # flags, unused
+    return Commit(c.number("Q"), c.number("Q"), c.moment())
 
 
-def _commit(reader: _Reader) -> Commit:
-    return Commit(reader.take("bqqq")[2])
+def _origin(c: _Cursor) -> Origin:
+    return Origin(c.number("Q"), c.text())
 
 
-def _relation(reader: _Reader) -> RelationInfo:
-    (oid,) = reader.take("I")
-    schema, table = reader.text(), reader.text()
-    _, count = reader.take("bh")
-    columns, key = [], []
-    for _ in range(count):
-        (flags,) = reader.take("b")
-        name = reader.text()
-        reader.take("Ii")
-        columns.append(name)
-        if flags & 1:
-            key.append(name)
-    return RelationInfo(oid, schema, table, tuple(columns), tuple(key))
+def _relation(c: _Cursor) -> Relation:
+    identifier, schema, name, identity = c.number("I"), c.text(), c.text(), c.character()
+    return Relation(identifier, schema, name, identity, tuple(_column(c) for _ in range(c.number("H"))))
 
 
-def _insert(reader: _Reader) -> Insert:
-    (oid,) = reader.take("I")
-    reader.byte()
-    return Insert(oid, reader.row())
+def _column(c: _Cursor) -> Column:
+    is_key = bool(c.number("B") & 1)
+    return Column(c.text(), c.number("I"), c.number("i"), is_key)
 
 
-def _update(reader: _Reader) -> Update:
-    (oid,) = reader.take("I")
-    old = None
-    if reader.byte() in b"KO":
-        old = reader.row()
-        reader.byte()
-    return Update(oid, old, reader.row())
+def _type(c: _Cursor) -> Type:
+    return Type(c.number("I"), c.text(), c.text())
 
 
-def _delete(reader: _Reader) -> Delete:
-    (oid,) = reader.take("I")
-    reader.byte()
-    return Delete(oid, reader.row())
+def _insert(c: _Cursor) -> Insert:
+    relation_id = c.number("I")
+    _expect(c.character(), "N")
+    return Insert(relation_id, c.row())
 
 
-def _truncate(reader: _Reader) -> Truncate:
-    count, _ = reader.take("ib")
-    return Truncate(reader.take(f"{count}I"))
+def _update(c: _Cursor) -> Update:
+    relation_id, kind = c.number("I"), c.character()
+    before = c.row() if kind in "KO" else None
+    _expect(kind if before is None else c.character(), "N")
+    return Update(relation_id, c.row(), before if kind == "K" else None, before if kind == "O" else None)
 
 
-_DECODERS: dict[bytes, Callable[[_Reader], Message]] = {
-    b"B": _begin, b"C": _commit, b"R": _relation, b"I": _insert, b"U": _update, b"D": _delete, b"T": _truncate,
-}  # fmt: skip
+def _delete(c: _Cursor) -> Delete:
+    relation_id, kind = c.number("I"), c.character()
+    _expect(kind, "KO")
+    row = c.row()
+    return Delete(relation_id, key=row) if kind == "K" else Delete(relation_id, old=row)
+
+
+def _truncate(c: _Cursor) -> Truncate:
+    count, options = c.number("I"), c.number("B")
+    return Truncate(tuple(c.number("I") for _ in range(count)), bool(options & 1), bool(options & 2))
+
+
+def _expect(kind: str, wanted: str) -> None:
+    if kind not in wanted:
+        raise ValueError(f"a row of kind {kind!r}, where {wanted!r} was expected")
+
+
+_DECODERS: Mapping[bytes, Callable[[_Cursor], Message]] = {
+    b"B": _begin,
+    b"C": _commit,
+    b"O": _origin,
+    b"R": _relation,
+    b"Y": _type,
+    b"I": _insert,
+    b"U": _update,
+    b"D": _delete,
+    b"T": _truncate,
+}

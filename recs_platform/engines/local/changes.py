@@ -1,0 +1,182 @@
+"""Folds a stream of row changes into what came of it: the last state of every row it touched. Does no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, cast
+
+import pyarrow as pa
+
+from recs_platform.engines.local.pgoutput import (
+    UNCHANGED,
+    Begin,
+    Commit,
+    Delete,
+    Insert,
+    Message,
+    Relation,
+    Row,
+    Truncate,
+    Update,
+    Value,
+)
+
+TextRow: TypeAlias = tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class CatalogTable:
+    """A table as the pipeline wants it: its relation name, where it comes from (`schema.table`), columns, key."""
+
+    name: str
+    source: str
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+
+    @property
+    def qualified(self) -> tuple[str, str]:
+        """Schema and table, exactly as spelt in PostgreSQL's catalogs."""
+        schema, _, name = self.source.rpartition(".")
+        return schema or "public", name
+
+
+@dataclass(frozen=True)
+class TableChanges:
+    """What came of a batch for one table: if `truncated`, all rows it had are gone; then rows to put and to remove.
+
+    `upserts` has all columns of the table, `deletes` its key columns, both as text; no key is in both, or twice.
+    """
+
+    truncated: bool
+    upserts: pa.Table
+    deletes: pa.Table
+
+
+@dataclass
+class TableState:
+    """What a batch has done to one table so far; a row that is gone is None."""
+
+    table: CatalogTable
+    truncated: bool = False
+    rows: dict[Row, Row | None] = field(default_factory=dict)
+
+    def put(self, new: Mapping[str, Value], before: Mapping[str, Value]) -> None:
+        """A row is now `new`; it was `before`, as far as that was told."""
+        known = {name: value for name, value in before.items() if value is not None}
+        values = {name: known.get(name, value) if value is UNCHANGED else value for name, value in new.items()}
+        key = self._key(values)
+        former = self._key({**values, **known})
+        row = tuple(values.get(column) for column in self.table.columns)
+        pending = self.rows.get(former)
+        if pending is not None:
+            row = _filled(row, pending)
+        if former != key:
+            self.rows[former] = None
+        self.rows[key] = row
+
+    def remove(self, before: Mapping[str, Value]) -> None:
+        self.rows[self._key(before)] = None
+
+    def truncate(self) -> None:
+        self.truncated = True
+        self.rows.clear()
+
+    def incomplete(self) -> list[TextRow]:
+        """The keys of the rows with a value that was not sent."""
+        return [cast(TextRow, key) for key, row in self.rows.items() if row is not None and UNCHANGED in row]
+
+    def complete(self, keys: Iterable[TextRow], stored: Iterable[TextRow]) -> None:
+        """Fills these rows from the stored ones; the state of a row that is no longer stored is forgotten."""
+        at = [self.table.columns.index(column) for column in self.table.key]
+        found = {tuple(row[i] for i in at): row for row in stored}
+        for key in keys:
+            row = self.rows[key]
+            if row is not None and key in found:
+                self.rows[key] = _filled(row, found[key])
+            else:
+                del self.rows[key]
+
+    def outcome(self) -> TableChanges:
+        upserts = [cast(TextRow, row) for row in self.rows.values() if row is not None]
+        deletes = [cast(TextRow, key) for key, row in self.rows.items() if row is None]
+        return TableChanges(
+            self.truncated, text_table(self.table.columns, upserts), text_table(self.table.key, deletes)
+        )
+
+    def _key(self, values: Mapping[str, Value]) -> Row:
+        return tuple(values[column] for column in self.table.key)
+
+
+class Changes:
+    """The changes of a batch by relation name, without those of transactions that end at `after` or before.
+
+    `end_lsn`: the end of the last transaction, 0 when there was none.
+    """
+
+    def __init__(self, tables: Iterable[CatalogTable], after: int) -> None:
+        self.end_lsn = 0
+        self.states: dict[str, TableState] = {}
+        self.columns: dict[str, tuple[str, ...]] = {}
+        self._after, self._is_known = after, False
+        self._tables: dict[tuple[str, str], list[CatalogTable]] = {}
+        self._relations: dict[int, Relation] = {}
+        for table in tables:
+            self._tables.setdefault(table.qualified, []).append(table)
+
+    def take(self, message: Message) -> None:
+        match message:
+            case Begin():
+                self._is_known = message.final_lsn < self._after
+            case Commit():
+                self.end_lsn = message.end_lsn
+            case Relation():
+                self._announce(message)
+            case Insert() | Update() | Delete() | Truncate() if not self._is_known:
+                self._change(message)
+
+    def outcome(self) -> dict[str, TableChanges]:
+        return {name: state.outcome() for name, state in self.states.items()}
+
+    def _announce(self, relation: Relation) -> None:
+        self._relations[relation.id] = relation
+        for table in self._tables_of(relation.id):
+            self.columns[table.name] = tuple(column.name for column in relation.columns)
+
+    def _change(self, message: Insert | Update | Delete | Truncate) -> None:
+        match message:
+            case Truncate():
+                for relation_id in message.relation_ids:
+                    for state in self._states(relation_id):
+                        state.truncate()
+            case Delete():
+                for state in self._states(message.relation_id):
+                    state.remove(self._named(message.relation_id, message.old or message.key))
+            case Insert():
+                for state in self._states(message.relation_id):
+                    state.put(self._named(message.relation_id, message.new), {})
+            case Update():
+                before = self._named(message.relation_id, message.old or message.key)
+                for state in self._states(message.relation_id):
+                    state.put(self._named(message.relation_id, message.new), before)
+
+    def _states(self, relation_id: int) -> Iterator[TableState]:
+        for table in self._tables_of(relation_id):
+            yield self.states.setdefault(table.name, TableState(table))
+
+    def _tables_of(self, relation_id: int) -> Collection[CatalogTable]:
+        relation = self._relations[relation_id]
+        return self._tables.get((relation.schema, relation.name), ())
+
+    def _named(self, relation_id: int, row: Row | None) -> dict[str, Value]:
+        names = [column.name for column in self._relations[relation_id].columns]
+        return dict(zip(names, row, strict=True)) if row is not None else {}
+
+
+def text_table(columns: Sequence[str], rows: Sequence[TextRow]) -> pa.Table:
+    """Rows as an Arrow table of text."""
+    return pa.table({name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(columns)})
+
+
+def _filled(row: Row, other: Row) -> Row:
+    return tuple(there if value is UNCHANGED else value for value, there in zip(row, other, strict=True))
