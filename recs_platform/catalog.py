@@ -22,13 +22,14 @@ from recs_platform.settings import masked
 
 CONNECT_SECONDS = 10
 
+# Types are those that sql/tables/ declares: RisingWave refuses a table whose column has another.
 TABLES = {
     "product_catalog": """
         CREATE TABLE public.product_catalog (
             product_id  text PRIMARY KEY,
             name        text NOT NULL,
             category    text,
-            price       numeric(12, 2),
+            price       double precision,
             description text,
             image_url   text,
             in_stock    boolean NOT NULL DEFAULT true
@@ -108,7 +109,7 @@ def read_catalog(postgres_url: str) -> list[Product]:
     """All products, by product id."""
     with connected(postgres_url) as connection:
         rows = connection.execute(
-            "SELECT product_id, name, category, price, description, image_url, in_stock"
+            "SELECT product_id, name, category, price::numeric(12, 2), description, image_url, in_stock"
             " FROM public.product_catalog ORDER BY product_id"
         )
         return [Product(*row) for row in rows]

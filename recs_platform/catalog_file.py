@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +15,7 @@ from recs_platform.tabular import open_text, rows
 COLUMNS = ("product_id", "name", "category", "price", "description", "image_url", "in_stock")
 REQUIRED = ("product_id", "name")
 
-_PRICE_LIMIT = Decimal(10) ** 10  # numeric(12, 2)
+_PRICE_LIMIT, _CENT = Decimal(10) ** 10, Decimal("0.01")
 _TRUTH = {"": True, "true": True, "t": True, "yes": True, "y": True, "1": True,
           "false": False, "f": False, "no": False, "n": False, "0": False}  # fmt: skip
 
@@ -113,7 +113,7 @@ def _price(text: str) -> Decimal | None:
         raise ValueError(f"{text!r} is not a price; a number such as 19.90 is wanted") from None
     if not price.is_finite() or not 0 <= price < _PRICE_LIMIT:
         raise ValueError(f"{text!r} is not a price from 0 to {_PRICE_LIMIT:,}")
-    return price
+    return price.quantize(_CENT, ROUND_HALF_UP)
 
 
 def _in_stock(text: str) -> bool:

@@ -103,7 +103,7 @@ def _inside(relation: Relation, fields: Fields, engine: str) -> Node:
     outside = outside_key(relation)
     return Node(
         key=relation_key(relation.name),
-        group=f"{relation.kind}s",
+        kind=str(relation.kind),
         kinds=frozenset({"sql", connector}),
         description=relation.description,
         columns=tuple(_columns(relation, fields)),
@@ -174,7 +174,7 @@ def _outside_node(key: Key, readers: list[str], columns: Mapping[str, str]) -> N
     what = "The Kafka topic" if key[0] == "kafka" else "The PostgreSQL table"
     return Node(
         key=key,
-        group=key[0],
+        kind="topic" if key[0] == "kafka" else "catalog",
         kinds=frozenset({key[0]}),
         description=f"{what} that {' and '.join(readers)} reads.",
         columns=tuple(LineageColumn(name, kind) for name, kind in columns.items()),

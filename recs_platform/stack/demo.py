@@ -47,7 +47,7 @@ class Clicker:
         before = self._listed()
         if not before:
             return None
-        product = self._random.choice(before)
+        product = self._random.choice(before[:LIST])
         moment, sent = datetime.now(UTC), time.perf_counter()
         self._producer.send(Event("page_view", self.user_id, moment, product.product_id))
         self._producer.poll(0)

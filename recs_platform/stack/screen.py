@@ -111,7 +111,6 @@ def _figures(settings: Settings, seen: Seen) -> Panel:
         _fact("waiting", f"{status.get('lag', 0):,}", "events"),
         _fact("events so far", f"{_rows(status, 'user_activity'):,}"),
         _fact("dead letters", f"{_rows(status, 'dead_letters'):,}"),
-        _fact("engine memory", f"{status.get('memory_bytes', 0) / 2**20:,.0f}", "MiB"),
     ]
     return Panel(
         Columns(facts, expand=True, equal=True), title="[bold]recs-platform[/bold]", subtitle=settings.dagster_url

@@ -5,7 +5,7 @@ SELECT kafka_partition, kafka_offset, received_at, payload, event,
     WHEN event IS NULL THEN 'not a JSON object'
     WHEN LENGTH(body) > 65536 THEN 'larger than 64 KiB'
     WHEN event->>'event_type' IS NULL THEN 'event_type missing'
-    WHEN event->>'event_type' <> 'purchase' THEN 'event_type is not purchase'
+    WHEN (event->>'event_type') <> 'purchase' THEN 'event_type is not purchase'
     WHEN (event->>'user_id')::bigint IS NULL THEN 'user_id missing or not an integer'
     WHEN (event->>'timestamp')::timestamptz IS NULL THEN 'timestamp missing or unreadable'
     WHEN (event->>'timestamp')::timestamptz > received_at + INTERVAL '5 minutes' THEN 'timestamp in the future'

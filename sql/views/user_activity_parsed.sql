@@ -11,7 +11,7 @@ SELECT kafka_partition, kafka_offset, received_at, payload, event,
     WHEN (event->>'user_id')::bigint IS NULL THEN 'user_id missing or not an integer'
     WHEN (event->>'timestamp')::timestamptz IS NULL THEN 'timestamp missing or unreadable'
     WHEN (event->>'timestamp')::timestamptz > received_at + INTERVAL '5 minutes' THEN 'timestamp in the future'
-    WHEN event->>'event_type' IN ('page_view', 'click', 'add_to_cart') AND event->>'product_id' IS NULL
+    WHEN (event->>'event_type') IN ('page_view', 'click', 'add_to_cart') AND (event->>'product_id') IS NULL
       THEN 'product_id missing'
     WHEN jsonb_typeof((event->'product_id')) IN ('object', 'array', 'boolean') THEN 'product_id is not text'
   END AS reason

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from statistics import quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.compute as pc
 
@@ -35,6 +35,9 @@ BETWEEN_CLOCK_TICKS = 1.0  # how often time alone makes rows come and go
 BETWEEN_CATALOG_POLLS = 0.1
 BETWEEN_TRIMS = 60.0
 RETRY_CATALOG = 1.0
+RATE_WINDOW, FIGURES_WINDOW = 5.0, 60.0
+
+T = TypeVar("T", int, float)
 
 
 @dataclass
@@ -44,17 +47,16 @@ class Meter:
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     ticks: int = 0
     messages: int = 0
-    tick_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=500))
-    delays: deque[float] = field(default_factory=lambda: deque(maxlen=5_000))
-    arrivals: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=2_000))
+    tick_seconds: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=5_000))
+    delays: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=5_000))
+    arrivals: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=5_000))
 
-    def rate(self, window: float = 5.0) -> float:
-        """Messages a second over the last `window` seconds."""
-        since = time.monotonic() - window
-        return sum(count for at, count in tuple(self.arrivals) if at >= since) / window
+    def rate(self) -> float:
+        """Messages a second over the last seconds."""
+        return sum(_latest(self.arrivals, RATE_WINDOW)) / RATE_WINDOW
 
     def figures(self) -> dict[str, float | int | str | None]:
-        ticks, delays = list(self.tick_seconds), list(self.delays)
+        ticks, delays = _latest(self.tick_seconds, FIGURES_WINDOW), _latest(self.delays, FIGURES_WINDOW)
         return {
             "started_at": self.started.isoformat(),
             "ticks": self.ticks,
@@ -146,7 +148,7 @@ class Engine:
         self.meter.messages += result.messages
         self.meter.arrivals.append((time.monotonic(), result.messages))
         if result.changed:
-            self.meter.tick_seconds.append(result.seconds)
+            self.meter.tick_seconds.append((time.monotonic(), result.seconds))
 
     def _flush(self) -> None:
         self._all_flushed = self.sink.flush()
@@ -160,7 +162,7 @@ class Engine:
         for table in messages.tables.values():
             newest = pc.max(table["received_at"]).as_py() if table.num_rows else None
             if newest is not None:
-                self.meter.delays.append(max(0.0, (now - newest).total_seconds()))
+                self.meter.delays.append((time.monotonic(), max(0.0, (now - newest).total_seconds())))
 
     def _housekeeping(self) -> None:
         if self._is_due("trim", BETWEEN_TRIMS):
@@ -277,6 +279,12 @@ class Engine:
 
     def lag(self) -> int:
         return sum(int(x["lag"]) for x in self.lags)
+
+
+def _latest(values: deque[tuple[float, T]], seconds: float) -> list[T]:
+    """What was noted in the last so many seconds."""
+    since = time.monotonic() - seconds
+    return [value for at, value in tuple(values) if at >= since]
 
 
 def _percentile(values: list[float], percent: int) -> float | None:

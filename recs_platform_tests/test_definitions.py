@@ -1,0 +1,291 @@
+"""What Dagster is told: the asset graph as the SQL says it, deploying by materializing, and what is observed.
+
+After a change of `sql/` that is meant to change the graph: `python -m recs_platform_tests.test_definitions`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from recs_platform.definitions import defs
+from recs_platform.defs import stream
+from recs_platform.defs.observe import observer
+from recs_platform.defs.resources import Platform
+from recs_platform.engines.local.client import LocalEngine
+from recs_platform.lineage import Lineage
+from recs_platform.pipeline import Pipeline
+from recs_platform.readings import WHILE_IDLE, WHILE_MOVING, Journal, Reading
+from recs_platform.settings import Settings, default_sql_dir
+from recs_platform.stack.service import free_port
+from recs_platform_tests.shop_floor import Shop, eventually
+from recs_platform_tests.test_contract import local
+
+SNAPSHOT = Path(__file__).parent / "snapshots" / "asset_graph.json"
+
+
+def loaded() -> dg.Definitions:
+    """The definitions as a code server loads them."""
+    return defs()
+
+
+def specs(definitions: dg.Definitions) -> dict[str, dg.AssetSpec]:
+    return {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+
+
+def asset_graph() -> dict[str, Any]:
+    return {
+        key: {
+            "deps": sorted(dep.asset_key.to_user_string() for dep in spec.deps),
+            "group": spec.group_name,
+            "kinds": sorted(spec.kinds),
+            "owners": list(spec.owners),
+        }
+        for key, spec in sorted(specs(loaded()).items())
+    }
+
+
+def as_text(graph: Mapping[str, Any]) -> str:
+    return json.dumps(graph, indent=1) + "\n"
+
+
+@pytest.fixture(autouse=True)
+def no_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No service runs, unless a test starts one."""
+    for field in Settings.__dataclass_fields__.values():
+        monkeypatch.delenv(field.metadata["variable"], raising=False)
+    monkeypatch.setenv("RECS_STATE_DIR", str(tmp_path / "no_stack"))
+
+
+# -- the graph --------------------------------------------------------------------------------------------------------
+
+
+def test_the_asset_graph_is_the_one_committed() -> None:
+    assert asset_graph() == json.loads(SNAPSHOT.read_text()), (
+        "the asset graph has changed; if it is meant to: python -m recs_platform_tests.test_definitions"
+    )
+
+
+def test_it_loads_while_nothing_runs() -> None:
+    dg.Definitions.validate_loadable(loaded())
+
+
+def test_an_asset_carries_its_sql_version_schema_and_lineage() -> None:
+    spec = specs(loaded())["user_recommendations_sink"]
+    relation = Pipeline.load(default_sql_dir())["user_recommendations_sink"]
+    assert spec.code_version == relation.fingerprint
+    assert "FORMAT UPSERT" in spec.metadata["sql"].value
+    assert spec.metadata["redis_keys"].value == f"recs:user_recommendations:{relation.fingerprint}:*"
+    columns = {column.name: column for column in spec.metadata["dagster/column_schema"].value.columns}
+    assert columns["user_id"].type == "BIGINT"
+    assert "postgres/product_catalog.product_id" in (columns["recommended_products"].description or "")
+    lineage = spec.metadata["dagster/column_lineage"].value.deps_by_column
+    assert lineage["as_of"] == [dg.TableColumnDep(dg.AssetKey("user_recommendations"), "as_of")]
+
+
+@pytest.mark.parametrize(
+    ("relation", "column", "origins"),
+    [
+        ("user_recommendations_sink", "key", {"kafka/user_activity value.user_id"}),
+        ("products_sink", "price", {"postgres/product_catalog price"}),
+        ("trending_by_segment_sink", "segment", {"postgres/customers age_band", "postgres/customers country"}),
+        ("also_bought_sink", "as_of", {"kafka/purchases value.timestamp"}),
+        ("dead_letters", "kafka_offset", {"kafka/user_activity offset", "kafka/purchases offset"}),
+    ],
+)
+def test_a_value_is_followed_to_the_event_field_or_catalog_column_it_is_from(
+    relation: str, column: str, origins: set[str]
+) -> None:
+    found = Lineage.of(Pipeline.load(default_sql_dir())).origins(((relation,), column))
+    assert {f"{'/'.join(key)} {name}" for key, name in found} == origins
+
+
+def test_the_types_of_event_fields_are_those_they_are_cast_to() -> None:
+    topic = Lineage.of(Pipeline.load(default_sql_dir())).nodes["kafka", "purchases"]
+    assert {c.name: c.type for c in topic.columns}.items() >= {
+        "value.quantity": "BIGINT", "value.price": "DOUBLE PRECISION", "value.event_type": "JSON", "partition": "VARCHAR",
+    }.items()  # fmt: skip
+
+
+def test_no_secret_is_in_the_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECS_POSTGRES_URL", "postgresql://shop:hunter2@db/shop")
+    monkeypatch.setenv("RECS_REDIS_URL", "redis://:hunter2@cache/0")
+    monkeypatch.setenv("RECS_ENGINE_TOKEN", "hunter2")
+    assert "hunter2" not in str(list(specs(loaded()).values()))
+
+
+# -- with an engine ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shop(
+    tmp_path: Path,
+    kafka_servers: str,
+    postgres_url: str,
+    redis_url: str,
+    topic_prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Shop]:
+    """A running engine, and the environment that a code server of its stack has."""
+    shop = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix)
+    monkeypatch.setenv("RECS_SQL_DIR", str(shop.settings.sql_dir))
+    monkeypatch.setenv("RECS_POSTGRES_URL", postgres_url)
+    monkeypatch.setenv("RECS_REPLICATION_SLOT", shop.settings.replication_slot)
+    with local(shop) as engine:
+        assert isinstance(engine, LocalEngine)
+        monkeypatch.setenv("RECS_ENGINE_URL", engine.url)
+        monkeypatch.setenv("RECS_ENGINE_TOKEN", "secret-token")
+        yield shop
+    shop.close()
+
+
+def materialize(*names: str, rebuild: bool = False) -> dict[str, str]:
+    """Relation → what the run says was done for it."""
+    job = loaded().resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(
+        run_config={"ops": {"stream": {"config": {"rebuild": rebuild}}}},
+        asset_selection=[dg.AssetKey(name) for name in names] or None,
+    )
+    events = result.get_asset_materialization_events()
+    materializations = [event.step_materialization_data.materialization for event in events]
+    return {m.asset_key.path[-1]: str(m.metadata["plan"].value) for m in materializations}
+
+
+def test_materializing_brings_what_is_deployed_up_to_date(shop: Shop) -> None:
+    done = materialize()
+    assert done.keys() == Pipeline.load(shop.settings.sql_dir).relations.keys()
+    assert set(done.values()) == {"nothing to do: deployed as `sql/` says"}
+
+    view = shop.settings.sql_dir / "trending_products.sql"
+    view.write_text(view.read_text().replace("rank <= 10", "rank <= 5"))
+    done = materialize("trending_products", "user_seen")
+    assert "its SQL changed" in done["trending_products"]
+    assert done["user_seen"].startswith("nothing to do")
+    assert Pipeline.load(shop.settings.sql_dir)["trending_products"].fingerprint in done["trending_products"]
+
+
+def test_a_rebuild_builds_what_is_selected_anew(shop: Shop) -> None:
+    done = materialize("user_seen", rebuild=True)
+    assert list(done) == ["user_seen"]
+    assert "asked for" in done["user_seen"]
+
+
+def test_a_refusal_fails_the_run_in_the_engines_words(shop: Shop) -> None:
+    pipeline = Pipeline.load(shop.settings.sql_dir)
+    (shop.settings.sql_dir / "broken.sql").write_text("CREATE VIEW broken AS SELECT x FROM nowhere;")
+    with pytest.raises(dg.Failure, match="no file defines 'nowhere'"):
+        stream.deploy(Platform(), pipeline, ())
+
+
+def test_an_engine_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECS_ENGINE_URL", f"grpc://127.0.0.1:{free_port()}")
+    with pytest.raises(dg.RetryRequested):
+        stream.deploy(Platform(), Pipeline.load(default_sql_dir()), ())
+
+
+# -- the sensor -------------------------------------------------------------------------------------------------------
+
+
+def tick(cursor: str | None = None) -> tuple[dict[str, Mapping[str, Any]], dg.SensorResult]:
+    """Asset → what one tick of the sensor observes of it, and the tick's result."""
+    pipeline = Pipeline.load(Settings.load().sql_dir)
+    sensor = observer(pipeline, [node.key for node in Lineage.of(pipeline)])
+    with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:
+        result = sensor(context)
+    assert isinstance(result, dg.SensorResult)
+    observed = {event.asset_key.to_user_string(): event.metadata for event in result.asset_events}
+    return {key: {name: entry.value for name, entry in found.items()} for key, found in observed.items()}, result
+
+
+def test_a_tick_observes_topics_slot_catalog_and_relations(shop: Shop) -> None:
+    shop.sql("INSERT INTO product_catalog (product_id, name) VALUES ('p1', 'One')")
+    shop.send("purchases", [b"not JSON"] * 3)
+    eventually(lambda: shop.engine is not None and sum(p["end_offset"] for p in shop.engine.lags) == 3)
+    observed, result = tick()
+
+    assert observed[f"kafka/{shop.prefix}purchases"]["messages"] == 3
+    assert observed["shop"]["wal_status"] == "reserved"
+    assert observed["shop"]["lag_bytes"] >= 0
+    assert observed["postgres/product_catalog"]["bytes"] > 0
+    assert observed["dead_letters"]["dagster/row_count"] == 3
+    assert observed["dead_letters"]["age_seconds"] >= 0
+    assert observed.keys() == specs(loaded()).keys()
+
+    again, result = tick(result.cursor)
+    assert not again, "nothing is news, and what moves is written down every few minutes"
+
+
+def test_what_answers_is_observed_while_the_engine_is_away(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECS_ENGINE_URL", f"grpc://127.0.0.1:{free_port()}")
+    observed, result = tick()
+    assert observed.keys() == {"shop", "postgres/customers", "postgres/product_catalog"}
+    assert "does not answer" in result.skip_reason.skip_message
+
+
+def test_a_tick_without_a_stack_says_how_to_start_one() -> None:
+    observed, result = tick()
+    assert not observed
+    assert "`recs up` starts one" in result.skip_reason.skip_message
+
+
+def test_the_password_is_not_in_what_a_tick_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECS_POSTGRES_URL", f"postgresql://shop:hunter2@127.0.0.1:{free_port()}/shop")
+    _, result = tick()
+    assert "postgresql://shop:***@127.0.0.1" in result.skip_reason.skip_message
+    assert "hunter2" not in result.skip_reason.skip_message
+
+
+# -- what is worth writing down ---------------------------------------------------------------------------------------
+
+KEY = ("kafka", "purchases")
+
+
+def reading(messages: int = 100, lag: int = 0, problem: str | None = None) -> Reading:
+    state = {"problem": problem} if problem else {}
+    return Reading(KEY, {"lag_messages": lag}, counters={"messages": messages}, state=state)
+
+
+@pytest.mark.parametrize(
+    ("later", "seconds", "written"),
+    [
+        (reading(), WHILE_MOVING, False),
+        (reading(), WHILE_IDLE, True),
+        (reading(messages=101), WHILE_MOVING - 1, False),
+        (reading(messages=101), WHILE_MOVING, True),
+        (reading(lag=1), WHILE_MOVING, True),
+        (reading(problem="Kafka is away"), 1, True),
+    ],
+)
+def test_news_is_written_down_at_once_and_the_rest_now_and_then(later: Reading, seconds: float, written: bool) -> None:
+    journal = Journal()
+    assert journal.due([reading()], [KEY], now=1_000)
+    assert bool(Journal.load(journal.dump()).due([later], [KEY], now=1_000 + seconds)) is written
+
+
+def test_a_counter_gives_a_rate_unless_it_began_anew() -> None:
+    journal = Journal()
+    [first] = journal.due([reading(messages=100)], [KEY], now=1_000)
+    [second] = journal.due([reading(messages=400)], [KEY], now=1_600)
+    [third] = journal.due([reading(messages=5)], [KEY], now=2_200)
+    assert second.numbers["messages_per_second"] == 0.5
+    assert "messages_per_second" not in {**first.numbers, **third.numbers}
+
+
+def test_what_is_gone_is_forgotten() -> None:
+    journal = Journal()
+    journal.due([reading()], [KEY], now=1_000)
+    journal.due([], [], now=1_001)
+    assert Journal.load(journal.dump()).due([reading()], [KEY], now=1_002)
+
+
+def test_an_unreadable_cursor_is_begun_anew() -> None:
+    assert Journal.load("not JSON").due([reading()], [KEY], now=1_000)
+
+
+if __name__ == "__main__":
+    SNAPSHOT.write_text(as_text(asset_graph()))
