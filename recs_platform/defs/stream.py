@@ -69,7 +69,7 @@ def automation(pipeline: Pipeline) -> dg.AutomationConditionSensorDefinition:
         "deploy_when_changed",
         target=dg.AssetSelection.assets(*(r.name for r in pipeline)),
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Deploys a relation when its SQL has changed, or that of something it reads.",
+        description="Deploys a relation when its SQL has changed, or that of something it reads; sql/ is read every minute.",
     )
 
 
