@@ -43,6 +43,7 @@ _LONGEST_WAIT = 0.1  # how long `stop` may go unasked
 _REPORT_SECONDS = 1.0
 _RESTOCK_SECONDS = 30.0
 _STOP_SECONDS = 3.0
+_CATALOG_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -253,10 +254,24 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     settings = Settings.load()
     try:
+        if not _await_products(settings, stop):
+            return
         _prefill_once(settings)
         simulate(settings, settings.simulate_rate, settings.simulate_users, DEFAULT_SEED, stop.is_set, _Printer())
     except (RecsError, ValueError) as error:
         sys.exit(f"recs_platform.simulator: {error}")
+
+
+def _await_products(settings: Settings, stop: threading.Event) -> bool:
+    """Shoppers come when there is something to look at; False when told to stop before."""
+    said = False
+    while not read_catalog(settings.require("postgres_url")):
+        if not said:
+            print("product_catalog is empty: waiting for a product (`recs catalog load FILE`)", flush=True)
+            said = True
+        if stop.wait(_CATALOG_SECONDS):
+            return False
+    return not stop.is_set()
 
 
 def _prefill_once(settings: Settings) -> None:

@@ -227,4 +227,3 @@ def test_the_compose_file_stays_on_loopback_and_keeps_what_it_is_told() -> None:
         assert "healthcheck" in service, f"{name} has no health check"
         assert {volume.split(":")[0] for volume in service["volumes"]} <= set(compose["volumes"])
     assert compose["services"]["postgres"]["image"].startswith("postgres:17"), "RisingWave 2.8 reads no later one"
-

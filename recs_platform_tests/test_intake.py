@@ -188,6 +188,27 @@ def test_messages_of_a_megabyte_are_read_from_all_partitions(
     assert {len(payload or b"") for _, _, payload in Taken(intake).until_read(6)} == {1_000_000}
 
 
+def test_a_long_partition_of_small_batches_is_read_to_its_end(
+    kafka_servers: str, topic: str, intake: KafkaIntake
+) -> None:
+    """The embedded broker looks for an offset from the start: a short wait at the broker would find nothing any more."""
+    count = 60_000
+    one_by_one = {"bootstrap.servers": kafka_servers, "batch.num.messages": 1, "queue.buffering.max.messages": count}
+    producer = Producer(one_by_one)
+    for number in range(count):
+        producer.produce(topic, str(number), partition=0)
+        producer.poll(0)
+    assert producer.flush(60) == 0
+    read = 0
+
+    def all_read() -> bool:
+        nonlocal read
+        read += sum(table.num_rows for table in intake.poll(20_000, WAIT).tables.values())
+        return read == count
+
+    until(all_read, 90)
+
+
 def test_a_missing_topic_is_a_problem_until_it_is_created(kafka_servers: str, topic: str, topic_prefix: str) -> None:
     late = topic_prefix + "purchases"
     send(kafka_servers, topic, "a")

@@ -1,12 +1,13 @@
 """Draws the pictures of the docs from the real thing, into the directory this file is in.
 
-    python docs/images/draw.py lineage    # lineage.svg, from sql/
-    python docs/images/draw.py screen     # screen.svg, from the stack that is running
+python docs/images/draw.py lineage    # lineage.svg, from sql/
+python docs/images/draw.py screen     # screen.svg, from the stack that is running
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 import threading
 import time
@@ -100,7 +101,7 @@ def _connect(upper: Box, lower: Box) -> list[Box]:
     """Joins two boxes, over a passing point on each level between them."""
     passing = [Box(level) for level in range(upper.level + 1, lower.level)]
     way = [upper, *passing, lower]
-    for one, next_one in zip(way, way[1:], strict=False):
+    for one, next_one in itertools.pairwise(way):
         one.below.append(next_one)
         next_one.above.append(one)
     return passing
@@ -117,7 +118,7 @@ def _untangle(levels: list[list[Box]]) -> None:
         order = levels if sweep % 2 == 0 else levels[::-1]
         for level in order:
             place = {box: n / max(1, len(each)) for each in levels for n, box in enumerate(each)}
-            level.sort(key=lambda box: mean([place[b] for b in _looks_at(box, sweep)] or [place[box]]))  # noqa: B023
+            level.sort(key=lambda box: mean([place[b] for b in _looks_at(box, sweep)] or [place[box]]))
         if (found := _crossings(levels)) < fewest:
             best, fewest = [list(level) for level in levels], found
     levels[:] = best
@@ -129,7 +130,7 @@ def _looks_at(box: Box, sweep: int) -> list[Box]:
 
 def _crossings(levels: list[list[Box]]) -> int:
     total = 0
-    for upper, lower in zip(levels, levels[1:], strict=False):
+    for upper, lower in itertools.pairwise(levels):
         place = {box: n for n, box in enumerate(lower)}
         ends = [place[b] for box in upper for b in sorted(box.below, key=place.__getitem__)]
         total += sum(a > b for n, a in enumerate(ends) for b in ends[n + 1 :])
@@ -151,7 +152,7 @@ def _place(levels: list[list[Box]]) -> None:
 
 def _spread(level: list[Box], wanted: list[float]) -> None:
     """The mean of pushing boxes apart from the left and from the right."""
-    gaps = [(a.width + b.width) / 2 + BETWEEN for a, b in zip(level, level[1:], strict=False)]
+    gaps = [(a.width + b.width) / 2 + BETWEEN for a, b in itertools.pairwise(level)]
     right, left = list(wanted), list(wanted)
     for n, gap in enumerate(gaps):
         right[n + 1] = max(right[n + 1], right[n] + gap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -32,6 +33,7 @@ def main() -> int:
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
+    os.umask(0o077)  # the engine's file holds what shoppers did
     path = settings.state_dir / "engine.duckdb"
     path.parent.mkdir(parents=True, exist_ok=True)
     database = Database(path, settings.engine_memory)

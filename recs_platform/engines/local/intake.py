@@ -26,7 +26,11 @@ from confluent_kafka import KafkaException
 from recs_platform.topics import TopicInfo, admin_client, describe, describe_topics, log_ends, log_starts
 
 REQUEST_SECONDS = 2.0
-FETCH_WAIT_MS = 10  # the embedded broker answers after half of it, so it is the latency of a message on an idle topic
+# How long a fetch may wait at the broker. The embedded one answers after half of it, so it is the latency of a message
+# on an idle topic; and it looks for the offset from the start of the partition, so that a short wait finds nothing
+# once a partition is long. It begins short and grows when a partition stands still although it holds more.
+FETCH_WAIT_MS, LONGEST_FETCH_WAIT_MS = 10, 2_000
+LOOK_SECONDS = 2.0  # how often a partition is looked at for standing still
 PARTITION_FETCH_BYTES = 4 << 20
 BEGAN_ANEW = "the topic began anew (it was created again, or its broker lost it): read from its start"
 RETENTION = "the broker no longer keeps the messages from there on: read from the first one it has"
@@ -95,6 +99,10 @@ class KafkaIntake:
         self._out_of_range: frozenset[Partition] = frozenset()
         self._resets: list[TopicReset] = []
         self._reader: _Reader | None = None
+        self._fetch_wait_ms = FETCH_WAIT_MS
+        self._next_look = 0.0
+        self._seen: dict[Partition, int] = {}
+        self._standstill: str | None = None
 
     def seek(self, positions: Iterable[Position]) -> None:
         """Goes on from there. Partitions without a position are read from their start."""
@@ -112,7 +120,8 @@ class KafkaIntake:
             if self._reader is None:
                 self._reader = self._open()
             tables = self._read(self._reader, max_messages, timeout)
-            problem = self._missing()
+            self._look_for_standstill()
+            problem = self._missing() or self._standstill
         except (KafkaException, KafkaError, OSError) as error:
             self._close_reader()
             why = describe(error) if isinstance(error, KafkaException) else str(error) or type(error).__name__
@@ -147,7 +156,26 @@ class KafkaIntake:
                 self._reset(kept, RETENTION, starts[at])
             elif kept.offset > ends.get(at, kept.offset):
                 self._reset(kept, CUT_SHORT, ends[at])
-        return _Reader(self.bootstrap_servers, {at: self._positions[at].offset for at in existing})
+        offsets = {at: self._positions[at].offset for at in existing}
+        return _Reader(self.bootstrap_servers, offsets, self._fetch_wait_ms)
+
+    def _look_for_standstill(self) -> None:
+        """Lets fetches wait longer when a partition that holds more was not read from since the last look."""
+        if self._reader is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        ends = log_ends(self._admin, [at for at in self._positions if at[0] in self._found])
+        before, self._seen = self._seen, {at: p.offset for at, p in self._positions.items()}
+        self._ends.update({at: max(end, self._ends.get(at, 0)) for at, end in ends.items()})
+        stands = [at for at, offset in self._seen.items() if before.get(at) == offset and ends.get(at, 0) > offset]
+        slowest = self._fetch_wait_ms >= LONGEST_FETCH_WAIT_MS
+        where = ", ".join(f"{topic}/{partition}" for topic, partition in stands)
+        self._standstill = (
+            f"Kafka at {self.bootstrap_servers} brings nothing of {where}" if stands and slowest else None
+        )
+        if stands and not slowest:
+            self._fetch_wait_ms = min(2 * self._fetch_wait_ms, LONGEST_FETCH_WAIT_MS)
+            self._close_reader()
 
     def _forget_former_topics(self) -> None:
         for at, kept in sorted(self._positions.items()):
@@ -212,11 +240,11 @@ class _Reader:
     Raises `KafkaError` when the brokers cannot be reached.
     """
 
-    def __init__(self, bootstrap_servers: str, offsets: Mapping[Partition, int]) -> None:
+    def __init__(self, bootstrap_servers: str, offsets: Mapping[Partition, int], fetch_wait_ms: int) -> None:
         self._partitions = {at: TopicPartition(*at) for at in offsets}
         self._loop = asyncio.Runner()
         try:
-            self._consumer = self._loop.run(self._started(bootstrap_servers, offsets))
+            self._consumer = self._loop.run(self._started(bootstrap_servers, offsets, fetch_wait_ms))
         except BaseException:
             self._loop.close()
             raise
@@ -233,14 +261,16 @@ class _Reader:
         finally:
             self._loop.close()
 
-    async def _started(self, bootstrap_servers: str, offsets: Mapping[Partition, int]) -> AIOKafkaConsumer:
+    async def _started(
+        self, bootstrap_servers: str, offsets: Mapping[Partition, int], fetch_wait_ms: int
+    ) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap_servers,
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
-            fetch_max_wait_ms=FETCH_WAIT_MS,
+            fetch_max_wait_ms=fetch_wait_ms,
             max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
         )
         try:
