@@ -31,6 +31,7 @@ REQUEST_SECONDS = 2.0
 # once a partition is long. It begins short and grows when a partition stands still although it holds more.
 FETCH_WAIT_MS, LONGEST_FETCH_WAIT_MS = 10, 2_000
 LOOK_SECONDS = 2.0  # how often a partition is looked at for standing still
+FEW = 500  # messages a poll, and messages of lag
 PARTITION_FETCH_BYTES = 4 << 20
 BEGAN_ANEW = "the topic began anew (it was created again, or its broker lost it): read from its start"
 RETENTION = "the broker no longer keeps the messages from there on: read from the first one it has"
@@ -101,7 +102,8 @@ class KafkaIntake:
         self._reader: _Reader | None = None
         self._fetch_wait_ms = FETCH_WAIT_MS
         self._next_look = 0.0
-        self._seen: dict[Partition, int] = {}
+        self._seen: dict[Partition, tuple[int, int]] = {}  # at the last look: offset and lag
+        self._polls: list[int] = []  # since the last look: how many messages each poll brought
         self._standstill: str | None = None
 
     def seek(self, positions: Iterable[Position]) -> None:
@@ -120,6 +122,7 @@ class KafkaIntake:
             if self._reader is None:
                 self._reader = self._open()
             tables = self._read(self._reader, max_messages, timeout)
+            self._polls.append(sum(table.num_rows for table in tables.values()))
             self._look_for_standstill()
             problem = self._missing() or self._standstill
         except (KafkaException, KafkaError, OSError) as error:
@@ -160,28 +163,31 @@ class KafkaIntake:
         return _Reader(self.bootstrap_servers, offsets, self._fetch_wait_ms)
 
     def _look_for_standstill(self) -> None:
-        """Lets fetches wait longer when a partition that holds more was not read from since the last look."""
+        """Lets fetches wait longer when a partition that holds more stands still, or comes in drops."""
         if self._reader is None or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
         ends = log_ends(self._admin, [at for at in self._positions if at[0] in self._found])
-        before, self._seen = self._seen, {at: p.offset for at, p in self._positions.items()}
         self._ends.update({at: max(end, self._ends.get(at, 0)) for at, end in ends.items()})
-        stands = [at for at, offset in self._seen.items() if before.get(at) == offset and ends.get(at, 0) > offset]
+        in_drops, self._polls = sum(self._polls) < FEW * len(self._polls), []
+        before, self._seen = self._seen, {at: (self._positions[at].offset, self._lag(at)) for at in ends}
+        stands = [at for at, now in self._seen.items() if at in before and _stands(before[at], now, in_drops)]
         slowest = self._fetch_wait_ms >= LONGEST_FETCH_WAIT_MS
         where = ", ".join(f"{topic}/{partition}" for topic, partition in stands)
-        self._standstill = (
-            f"Kafka at {self.bootstrap_servers} brings nothing of {where}" if stands and slowest else None
-        )
+        self._standstill = f"Kafka at {self.bootstrap_servers} brings little of {where}" if stands and slowest else None
         if stands and not slowest:
             self._fetch_wait_ms = min(2 * self._fetch_wait_ms, LONGEST_FETCH_WAIT_MS)
             self._close_reader()
+
+    def _lag(self, at: Partition) -> int:
+        return max(0, self._ends.get(at, 0) - self._positions[at].offset)
 
     def _forget_former_topics(self) -> None:
         for at, kept in sorted(self._positions.items()):
             info = self._found.get(kept.topic)
             if info and (kept.incarnation != info.incarnation or kept.partition not in info.partitions):
                 self._reset(kept, BEGAN_ANEW)
+                self._fetch_wait_ms = FETCH_WAIT_MS
                 self._ends.pop(at, None)
 
     def _reset(self, kept: Position, reason: str, goes_on_at: int | None = None) -> None:
@@ -222,6 +228,12 @@ class KafkaIntake:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+
+
+def _stands(before: tuple[int, int], now: tuple[int, int], in_drops: bool) -> bool:
+    """Whether a partition did not get on between two looks, each its offset and lag."""
+    (offset_before, lag_before), (offset, lag) = before, now
+    return lag > 0 and (offset == offset_before or (in_drops and min(lag, lag_before) > FEW))
 
 
 @dataclass(frozen=True, slots=True)
