@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -142,11 +141,6 @@ class Pipeline:
     def topics(self) -> dict[str, Relation]:
         """Topic → the source that reads it."""
         return {relation.topic: relation for relation in self if relation.topic}
-
-    @cached_property
-    def downstreams(self) -> Mapping[str, tuple[str, ...]]:
-        """Relation → those that read it directly."""
-        return {name: tuple(r.name for r in self if name in r.upstreams) for name in self.relations}
 
     def with_ancestors(self, names: set[str]) -> list[Relation]:
         """The named relations and everything they need, in order of deployment."""
