@@ -50,21 +50,23 @@ class Oracle:
                 self.views.append(event[1])
         return self
 
-    def trending(self) -> dict[str, list[tuple[str, int]]]:
-        """Window start → its ten most viewed products."""
+    def trending(self, most: int) -> dict[str, list[tuple[str, int]]]:
+        """Window start → its most viewed products."""
         counts: dict[datetime, Counter[str]] = defaultdict(Counter)
         for view in self.views:
             counts[_hour(view.at)][view.product] += 1
-        return {_key(window): _top(counted, 10) for window, counted in counts.items() if window > self.now - 48 * HOUR}
+        return {
+            _key(window): _top(counted, most) for window, counted in counts.items() if window > self.now - 48 * HOUR
+        }
 
-    def trending_by_segment(self) -> dict[str, list[tuple[str, int]]]:
-        """`window/age band/country` → ten products; only shoppers that are customers count."""
+    def trending_by_segment(self, most: int) -> dict[str, list[tuple[str, int]]]:
+        """`window/age band/country` → products; only shoppers that are customers count."""
         counts: dict[tuple[datetime, str], Counter[str]] = defaultdict(Counter)
         for view in self.views:
             if view.user in self.customers:
                 age, country = self.customers[view.user]
                 counts[_hour(view.at), f"{age or 'unknown'}/{country or 'unknown'}"][view.product] += 1
-        return {f"{_key(w)}/{s}": _top(counted, 10) for (w, s), counted in counts.items() if w > self.now - 48 * HOUR}
+        return {f"{_key(w)}/{s}": _top(counted, most) for (w, s), counted in counts.items() if w > self.now - 48 * HOUR}
 
     def also_bought(self) -> dict[str, list[tuple[str, int]]]:
         bought: dict[int, dict[str, datetime]] = defaultdict(dict)

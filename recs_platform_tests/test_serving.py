@@ -64,13 +64,14 @@ class Shop:
         self.serve("user_recommendations", {str(user_id): {"user_id": user_id, "recommended_products": product_ids}})
 
     def trend(self, start: datetime, views: Mapping[str, int], segment: str | None = None) -> None:
+        """Ten products at most are shown, the others are kept beside them."""
         rows = [{"product_id": p, "view_count": n} for p, n in views.items()]
         name, key = (
             ("trending_by_segment", keys.segment_key(start, segment))
             if segment
             else ("trending_products", keys.window_key(start))
         )
-        self.serve(name, {key: {"window_start": keys.window_key(start), "products": rows}})
+        self.serve(name, {key: {"window_start": keys.window_key(start), "products": rows[:10], "candidates": rows}})
 
     def bought(self, product_id: str, shoppers: Mapping[str, int]) -> None:
         rows = [{"product_id": p, "shoppers": n} for p, n in shoppers.items()]
@@ -185,10 +186,23 @@ def test_just_after_the_hour_the_newest_window_stands_in(shop: Shop, redis_url: 
         assert later.get_trending_products(limit=1) == [("p0", 100)]
 
 
-def test_counts_are_those_of_one_window_so_a_gap_is_not_filled(shop: Shop, recs: RecommendationStore) -> None:
+def test_the_next_of_the_same_window_take_the_place_of_the_sold_out(shop: Shop, recs: RecommendationStore) -> None:
+    shop.trend(RUNNING, {f"p{i}": 100 - i for i in range(30)})
+    shop.stock("p0", "p3", in_stock=False)
+    assert recs.get_trending_products() == [(f"p{i}", 100 - i) for i in (1, 2, *range(4, 12))]
+    assert recs.get_trending_products(limit=2) == [("p1", 99), ("p2", 98)]
+    assert recs.get_trending_products(available_only=False) == [(f"p{i}", 100 - i) for i in range(10)]
+
+
+def test_trending_is_short_when_what_was_viewed_is_sold_out(shop: Shop, recs: RecommendationStore) -> None:
     shop.stock("p0", "p1", in_stock=False)
     assert recs.get_trending_products() == [(f"p{i}", 100 - i) for i in range(2, 10)]
-    assert recs.get_trending_products(available_only=False)[0] == ("p0", 100)
+
+
+def test_a_document_without_candidates_shows_its_products(shop: Shop, recs: RecommendationStore) -> None:
+    rows = [{"product_id": "p1", "view_count": 2}, {"product_id": "gone", "view_count": 1}]
+    shop.serve("trending_products", {keys.window_key(RUNNING): {"products": rows}})
+    assert recs.get_trending_products() == [("p1", 2)]
 
 
 def test_a_segment_has_its_own_windows(shop: Shop, recs: RecommendationStore) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -40,6 +40,17 @@ class TrendingProduct(NamedTuple):
 
     product_id: str
     view_count: int
+
+
+class TrendingWindow(NamedTuple):
+    """The products that trend in a window, and those to choose from when some of them are sold out: both in order."""
+
+    products: list[TrendingProduct]
+    candidates: list[TrendingProduct]
+
+    def available(self, in_stock: Container[str]) -> list[TrendingProduct]:
+        """As many products as trend, the most viewed of those in stock."""
+        return [row for row in self.candidates if row.product_id in in_stock][: len(self.products)]
 
 
 class AlsoBought(NamedTuple):
@@ -169,9 +180,12 @@ def recommended_products(found: Document) -> list[str]:
     return list(found["recommended_products"])
 
 
-def trending_products(found: Document) -> list[TrendingProduct]:
-    """The products of a window's document, most viewed first."""
-    return [TrendingProduct(row["product_id"], row["view_count"]) for row in found["products"]]
+def trending_window(found: Document) -> TrendingWindow:
+    """A window's document; one without candidates has its products alone to choose from."""
+    products, candidates = found["products"], found.get("candidates") or found["products"]
+    return TrendingWindow(
+        *([TrendingProduct(r["product_id"], r["view_count"]) for r in rows] for rows in (products, candidates))
+    )
 
 
 def also_bought(found: Document) -> list[AlsoBought]:

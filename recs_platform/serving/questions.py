@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from recs_platform.errors import NotServed
 from recs_platform.serving import keys
-from recs_platform.serving.keys import AlsoBought, Product, TrendingProduct
+from recs_platform.serving.keys import AlsoBought, Product, TrendingProduct, TrendingWindow
 
 T = TypeVar("T")
 Command: TypeAlias = tuple[str | int, ...]
@@ -124,18 +124,17 @@ class Questions:
         any_window = False
         for wanted in asked:
             read = yield from self._read(wanted)
-            lists = [found for row in wanted if (found := read.parse(row, keys.trending_products)) is not None]
-            any_window = any_window or bool(lists)
-            for listed in (yield from self._available(lists)) if available_only else lists:
+            for found in (read.parse(row, keys.trending_window) for row in wanted):
+                any_window = any_window or found is not None
+                listed = (yield from self._available(found)) if found and available_only else found and found.products
                 if listed:
                     return listed[:limit]
         if not any_window:
             yield from self._refuse_stale(name, read)
         return []
 
-    def _available(self, lists: list[list[TrendingProduct]]) -> Reads[list[list[TrendingProduct]]]:
-        available = yield from self._in_stock(dict.fromkeys(row.product_id for listed in lists for row in listed))
-        return [[row for row in listed if row.product_id in available] for listed in lists]
+    def _available(self, window: TrendingWindow) -> Reads[list[TrendingProduct]]:
+        return window.available((yield from self._in_stock(row.product_id for row in window.candidates)))
 
     def _products(self, product_ids: list[str]) -> Reads[list[Product]]:
         if not product_ids:
@@ -257,8 +256,8 @@ def _fresh(product_ids: Iterable[str], seen: set[str | None]) -> list[str]:
 
 
 def _trending_ids(read: Snapshot, windows: Sequence[Wanted]) -> list[str]:
-    lists = (read.parse(window, keys.trending_products) or [] for window in windows)
-    return list(dict.fromkeys(row.product_id for listed in lists for row in listed))
+    found = (read.parse(window, keys.trending_window) for window in windows)
+    return list(dict.fromkeys(row.product_id for window in found if window for row in window.candidates))
 
 
 def _window_row(start: datetime, segment: str | None) -> str:

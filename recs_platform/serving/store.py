@@ -142,13 +142,13 @@ class RecommendationStore(_Store["redis.Redis"]):
         *,
         available_only: bool = True,
     ) -> list[TrendingProduct]:
-        """The most viewed products of a one-hour window with their counts, in order; at most ten are kept.
+        """The ten most viewed products of a one-hour window with their counts in it, in order.
 
         `window_start` is any instant in the window, a datetime or ISO text, UTC when it names no zone; a window
         that is not there is an empty list. None is the running window, or, just after the hour has turned and
         nothing has been seen yet, the newest one that has something to show. `segment` narrows it to an age band and a
-        country, such as `25-34/DE`. Products sold out or deleted are left out, unless `available_only` is False,
-        and nothing is put in their place: every count is a count of that one window.
+        country, such as `25-34/DE`. Products sold out or deleted are left out, unless `available_only` is False, and
+        the next of the same window take their place: the thirty most viewed are kept for that.
         """
         return self._ask(self._questions.trending(window_start, segment, limit, available_only))
 

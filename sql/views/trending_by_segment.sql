@@ -1,7 +1,5 @@
 -- The ten most viewed products of each hour and segment (age band and country).
 CREATE MATERIALIZED VIEW trending_by_segment AS
-SELECT window_start, segment, product_id, view_count, last_view, rank FROM (
-  SELECT window_start, segment, product_id, view_count, last_view,
-    ROW_NUMBER() OVER (PARTITION BY window_start, segment ORDER BY view_count DESC, product_id) AS rank
-  FROM product_views_by_segment) AS ranked
+SELECT window_start, segment, product_id, view_count, last_view, rank
+FROM trending_candidates_by_segment
 WHERE rank <= 10;

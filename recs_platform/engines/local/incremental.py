@@ -26,7 +26,7 @@ from sqlglot.optimizer.scope import Scope, build_scope
 from recs_platform.columns import conjuncts, equalities, is_lookup
 from recs_platform.engines.transpile import micros
 from recs_platform.errors import UnsupportedSql
-from recs_platform.pipeline import Kind, Pipeline, Relation
+from recs_platform.pipeline import Kind, Pipeline, Relation, render
 
 Traced = dict[int, exp.Expr]  # occurrence → the expression in columns of that occurrence, as b<i>.<column>
 
@@ -113,11 +113,12 @@ class Analysis:
 def analyse(relation: Relation, pipeline: Pipeline) -> Analysis:
     """Raises `UnsupportedSql` where the local engine could not keep the relation right."""
     assert relation.query is not None
-    query = _inline_views(relation.query.copy(), pipeline)
+    query = _inline_views(_with_version(relation.query.copy(), relation.fingerprint), pipeline)
     tracer = _Tracer(query, relation)
     traced = {name: tracer.output(tracer.root, i) for i, name in enumerate(query.named_selects)}
     survivors = {name: found for name, found in traced.items() if found}
-    key = _refresh_key(relation, survivors, tracer)
+    # Where the rows' own key survived, a piece is one row: nothing is finer.
+    key = relation.key if relation.key and set(relation.key) <= survivors.keys() else tuple(survivors)
     analysis = Analysis(
         relation=relation,
         query=query,
@@ -132,13 +133,6 @@ def analyse(relation: Relation, pipeline: Pipeline) -> Analysis:
     )
     mode = _mode(analysis, tracer, pipeline)
     return Analysis(**{**analysis.__dict__, "mode": mode, "key": key if mode is not Mode.FULL else ()})
-
-
-def _refresh_key(relation: Relation, survivors: dict[str, Traced], tracer: _Tracer) -> tuple[str, ...]:
-    """For a row-wise query the row's own key is enough; otherwise all that survived."""
-    if tracer.is_row_wise and relation.key and set(relation.key) <= survivors.keys():
-        return relation.key
-    return tuple(survivors)
 
 
 def _mode(analysis: Analysis, tracer: _Tracer, pipeline: Pipeline) -> Mode:
@@ -162,6 +156,12 @@ def _mode(analysis: Analysis, tracer: _Tracer, pipeline: Pipeline) -> Mode:
             analysis.relation.path,
         )
     return Mode.KEYED
+
+
+def _with_version(query: exp.Query, version: str) -> exp.Query:
+    for literal in query.find_all(exp.Literal):
+        literal.set("this", render(literal.this, {"version": version}))
+    return query
 
 
 def _inline_views(query: exp.Query, pipeline: Pipeline) -> exp.Query:

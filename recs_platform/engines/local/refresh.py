@@ -16,7 +16,7 @@ from sqlglot import exp
 from recs_platform.engines.local.incremental import Analysis, Edge, Mode, Occurrence, TimeFilter, analyse
 from recs_platform.engines.transpile import micros, to_duckdb
 from recs_platform.errors import UnsupportedSql
-from recs_platform.pipeline import Pipeline, Relation, render
+from recs_platform.pipeline import Pipeline, Relation
 
 _OCCURRENCE = re.compile(r'"occurrence_(\d+)"')
 
@@ -329,4 +329,4 @@ def _template(analysis: Analysis) -> str:
     query = analysis.query.copy()
     for number, table in enumerate(list(query.find_all(exp.Table))):
         table.set("this", exp.to_identifier(f"occurrence_{number}"))
-    return render(to_duckdb(query, analysis.relation.path), {"version": analysis.relation.fingerprint})
+    return to_duckdb(query, analysis.relation.path)
