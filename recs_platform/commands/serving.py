@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 import click
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -106,7 +107,7 @@ def _value(param: str) -> object:
 
 def _print_table(title: str | None, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
     # Text, not str: square brackets in a product's name are no markup.
-    table = Table(title=None if title is None else Text(title))
+    table = Table(title=None if title is None else Text(title), box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(Text(column))
     for line in lines:

@@ -150,7 +150,7 @@ def _stop(state_dir: Path) -> bool:
 
     def show(stack: StackState) -> None:
         for part in stack.parts:
-            if part.state is State.STOPPING and part.name not in seen:
+            if part.state in (State.STOPPING, State.STOPPED) and not part.yours and part.name not in seen:
                 seen.add(part.name)
                 click.echo(f"stopping {part.name}")
 
@@ -209,7 +209,7 @@ def _line(part: PartState) -> str:
 
 def _print_status(settings: Settings, stack: StackState, engine: dict[str, Any]) -> None:
     console = Console()
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0))  # 80 columns hold it
     for heading in ("part", "state", "address", "pid", "since", "restarts", "memory"):
         table.add_column(heading, overflow="fold")
     for part in stack.parts:
@@ -217,7 +217,7 @@ def _print_status(settings: Settings, stack: StackState, engine: dict[str, Any])
         table.add_row(
             part.name,
             f"[{colour}]{part.state}[/]",
-            escape(part.url),
+            escape(_address(part.url)),
             "yours" if part.yours else str(part.pid or ""),
             _ago(part.since),
             str(part.restarts),
@@ -231,6 +231,11 @@ def _print_status(settings: Settings, stack: StackState, engine: dict[str, Any])
             console.print(f"{part.name}: {part.problem}" + (f" (log: {part.log})" if part.log else ""), markup=False)
     _print_engine(console, engine)
     console.print(f"state and logs: {settings.state_dir}", markup=False, highlight=False)
+
+
+def _address(url: str) -> str:
+    """Where a part listens; of a web page all that a browser needs."""
+    return url if url.startswith("http") else url.rpartition("://")[2].rpartition("@")[2]
 
 
 def _print_engine(console: Console, engine: dict[str, Any]) -> None:

@@ -105,9 +105,10 @@ def _stop_supervisor(state_dir: Path, show: Show) -> bool:
         return False
 
     def gone() -> bool:
+        ended = not supervisor.alive()  # asked first, so that its last state is shown too
         if (state := load(state_dir)) is not None:
             show(state)
-        return not supervisor.alive()
+        return ended
 
     with suppress(psutil.NoSuchProcess):
         supervisor = Running(psutil.Process(pid))

@@ -231,9 +231,10 @@ class KafkaIntake:
 
 
 def _stands(before: tuple[int, int], now: tuple[int, int], in_drops: bool) -> bool:
-    """Whether a partition did not get on between two looks, each its offset and lag."""
+    """Whether a partition that held more at one look, its offset and lag, did not get on until the next."""
     (offset_before, lag_before), (offset, lag) = before, now
-    return lag > 0 and (offset == offset_before or (in_drops and min(lag, lag_before) > FEW))
+    held = min(lag_before, lag)
+    return (held > 0 and offset == offset_before) or (held > FEW and in_drops)
 
 
 @dataclass(frozen=True, slots=True)
