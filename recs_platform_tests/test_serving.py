@@ -21,7 +21,8 @@ from click.testing import CliRunner
 import recs_platform
 from recs_platform.commands import serving as commands
 from recs_platform.errors import NotServed, SettingsError, StoreUnavailable
-from recs_platform.serving import AsyncRecommendationStore, RecommendationStore, keys, store
+from recs_platform.serving import keys, store
+from recs_platform.serving.store import AsyncRecommendationStore, RecommendationStore
 from recs_platform.stack.process import running
 from recs_platform.stack.service import free_port
 from recs_platform.stack.valkey import valkey
