@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -182,10 +182,12 @@ def recommended_products(found: Document) -> list[str]:
 
 def trending_window(found: Document) -> TrendingWindow:
     """A window's document; one without candidates has its products alone to choose from."""
-    products, candidates = found["products"], found.get("candidates") or found["products"]
-    return TrendingWindow(
-        *([TrendingProduct(r["product_id"], r["view_count"]) for r in rows] for rows in (products, candidates))
-    )
+    products = _counted(found["products"])
+    return TrendingWindow(products, _counted(found.get("candidates") or ()) or products)
+
+
+def _counted(rows: Iterable[Document]) -> list[TrendingProduct]:
+    return [TrendingProduct(row["product_id"], row["view_count"]) for row in rows]
 
 
 def also_bought(found: Document) -> list[AlsoBought]:

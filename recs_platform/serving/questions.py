@@ -124,9 +124,12 @@ class Questions:
         any_window = False
         for wanted in asked:
             read = yield from self._read(wanted)
-            for found in (read.parse(row, keys.trending_window) for row in wanted):
-                any_window = any_window or found is not None
-                listed = (yield from self._available(found)) if found and available_only else found and found.products
+            for row in wanted:
+                found = read.parse(row, keys.trending_window)
+                if found is None:
+                    continue
+                any_window = True
+                listed = (yield from self._available(found)) if available_only else found.products
                 if listed:
                     return listed[:limit]
         if not any_window:

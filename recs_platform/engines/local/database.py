@@ -97,6 +97,8 @@ class Database:
         return dict(self.connection.execute("SELECT name, fingerprint FROM recs.deployed").fetchall())
 
     def plan(self, pipeline: Pipeline, rebuild: Iterable[str] = ()) -> Plan:
+        """What `deploy` would do. Raises what it would raise."""
+        _refreshers(pipeline)
         return make_plan(pipeline, self.deployed(), rebuild)
 
     def deploy(self, pipeline: Pipeline, now: datetime, rebuild: Iterable[str] = ()) -> Plan:
@@ -104,8 +106,8 @@ class Database:
 
         Raises `UnsupportedSql` for a relation the local engine could not keep right; nothing has changed then.
         """
-        refreshers = [Refresher(r, pipeline) for r in pipeline if r.query is not None and r.is_materialized]
-        plan = self.plan(pipeline, rebuild)
+        refreshers = _refreshers(pipeline)
+        plan = make_plan(pipeline, self.deployed(), rebuild)
         with self.transaction() as connection:
             self._set_time(now)
             for step in plan.of(Action.CREATE):
@@ -377,3 +379,8 @@ def _with_columns(table: pa.Table | None, names: list[str]) -> pa.Table:
         return pa.table({name: pa.array([], pa.string()) for name in names})
     missing = pa.nulls(table.num_rows, pa.string())
     return pa.table({name: table[name] if name in table.column_names else missing for name in names})
+
+
+def _refreshers(pipeline: Pipeline) -> list[Refresher]:
+    """Raises `UnsupportedSql` for a relation the local engine could not keep right."""
+    return [Refresher(r, pipeline) for r in pipeline if r.query is not None and r.is_materialized]

@@ -19,7 +19,6 @@ from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed, CatalogTa
 from recs_platform.engines.local.database import Database, TickInput
 from recs_platform.engines.local.intake import Intake, KafkaIntake
 from recs_platform.engines.local.redis_sink import RedisSink
-from recs_platform.engines.local.refresh import Refresher
 from recs_platform.errors import SourceError
 from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Action, Plan, Step
@@ -233,11 +232,7 @@ class Engine:
                 answer.set_exception(error)
 
     def plan(self, rebuild: Iterable[str] = ()) -> Plan:
-        pipeline = Pipeline.load(self.settings.sql_dir)
-        for relation in pipeline:  # what `apply` would refuse is refused here too
-            if relation.query is not None and relation.is_materialized:
-                Refresher(relation, pipeline)
-        return self.database.plan(pipeline, rebuild)
+        return self.database.plan(Pipeline.load(self.settings.sql_dir), rebuild)
 
     def apply(self, rebuild: Iterable[str] = ()) -> Plan:
         """Reads `sql/` anew and deploys it. Raises `PipelineError` and changes nothing where a file is wrong."""

@@ -113,7 +113,8 @@ class Analysis:
 def analyse(relation: Relation, pipeline: Pipeline) -> Analysis:
     """Raises `UnsupportedSql` where the local engine could not keep the relation right."""
     assert relation.query is not None
-    query = _inline_views(_with_version(relation.query.copy(), relation.fingerprint), pipeline)
+    # The version first: a key that holds it is compared with stored rows, which hold it too.
+    query = _with_version(_inline_views(relation.query.copy(), pipeline), relation.fingerprint)
     tracer = _Tracer(query, relation)
     traced = {name: tracer.output(tracer.root, i) for i, name in enumerate(query.named_selects)}
     survivors = {name: found for name, found in traced.items() if found}

@@ -134,9 +134,8 @@ class KafkaIntake:
 
     def lag(self) -> list[PartitionLag]:
         """The lag of every partition with a position; asks nobody. 0 until something was fetched."""
-        ends = {at: max(p.offset, self._ends.get(at, 0)) for at, p in self._positions.items()}
         return [
-            PartitionLag(p.topic, p.partition, p.offset, ends[at], ends[at] - p.offset)
+            PartitionLag(p.topic, p.partition, p.offset, p.offset + self._lag(at), self._lag(at))
             for at, p in sorted(self._positions.items())
         ]
 
