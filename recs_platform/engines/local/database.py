@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 
 import duckdb
@@ -20,8 +21,9 @@ from sqlglot import exp
 from recs_platform.columns import DIALECT
 from recs_platform.engines import transpile
 from recs_platform.engines.local.cdc import TableChanges
+from recs_platform.engines.local.deltas import Tick, delta_table, quoted
 from recs_platform.engines.local.intake import Position
-from recs_platform.engines.local.refresh import Refresher, apply_changes, delta_table, quoted
+from recs_platform.engines.local.refresh import Refresher
 from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, make_plan
@@ -36,6 +38,10 @@ CREATE TABLE IF NOT EXISTS recs.facts (name VARCHAR PRIMARY KEY, value VARCHAR);
 CREATE TABLE IF NOT EXISTS recs.dirty (sink VARCHAR, key VARCHAR);
 CREATE TABLE IF NOT EXISTS recs.prefixes (name VARCHAR, version VARCHAR, is_live BOOLEAN, PRIMARY KEY (name, version));
 """
+
+# A checkpoint writes all tables anew, and ticks wait for it: one of 70 MB took 0.3 s. So it is made when nothing comes
+# in; under steady traffic when the log has grown this long, which is then read again within seconds after a kill.
+LONGEST_LOG = "512MB"
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,18 @@ class Database:
     """Owns the DuckDB file. One thread ticks; others read through `reader()`."""
 
     def __init__(self, path: Path | str = ":memory:", memory_limit: str = "4GB") -> None:
-        self.connection = duckdb.connect(str(path), config={"memory_limit": memory_limit, "threads": 2})
+        self.connection = duckdb.connect(
+            str(path), config={"memory_limit": memory_limit, "threads": 2, "checkpoint_threshold": LONGEST_LOG}
+        )
         self.connection.execute("SET preserve_insertion_order = false")
         transpile.install(self.connection)
         self.connection.execute(_STATE)
         self.connection.execute("SET enable_external_access = false")
         self.pipeline = Pipeline({})
         self.refreshers: list[Refresher] = []
-        self._then = self._saved_time()
+        self.deployments = 0
+        self._then = self._deployed_at = self._saved_time()
+        self._dirty_in_delta: frozenset[str] | None = None  # sinks; None: what is dirty is more than the last delta
 
     def close(self) -> None:
         self.connection.close()
@@ -114,13 +124,24 @@ class Database:
                 self._create(pipeline[step.name], pipeline, {r.relation.name: r for r in refreshers}, now)
             for step in plan.of(Action.DROP):
                 self._drop(step.name, step.fingerprint, gone=step.name not in pipeline.relations)
+            self._settle_kinds(refreshers)
             for relation in pipeline:
                 if relation.is_materialized or relation.query is not None:
                     connection.execute(
                         f"CREATE OR REPLACE VIEW {quoted(relation.name)} AS SELECT * FROM {quoted(relation.physical_name)}"
                     )
         self.pipeline, self.refreshers = pipeline, refreshers
+        self.deployments += 1
+        self._deployed_at = max(now, self._deployed_at)
         return plan
+
+    def _settle_kinds(self, refreshers: Iterable[Refresher]) -> None:
+        """A file of another release may hold rows of what this one merely derives."""
+        held = {name for (name,) in self.connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        for refresher in refreshers:
+            if refresher.is_view == (refresher.table in held):
+                self.connection.execute(f"DROP {'TABLE' if refresher.is_view else 'VIEW'} {quoted(refresher.table)}")
+                refresher.create(self.connection)
 
     def _create(
         self, relation: Relation, pipeline: Pipeline, refreshers: Mapping[str, Refresher], now: datetime
@@ -161,30 +182,34 @@ class Database:
 
     # -- ticking --------------------------------------------------------------------------------------------------
 
-    def tick(self, now: datetime, taken: TickInput | None = None, flushed: bool = False) -> TickResult:
+    def tick(self, now: datetime | None = None, taken: TickInput | None = None, flushed: bool = False) -> TickResult:
         """One round: take in, refresh every view, note what the sinks must write; one transaction.
 
-        `now` never goes back. `flushed`: Redis has all that was dirty before this tick.
+        `now` is what NOW() is from then on; it never goes back, and stands still when it is None. Moving it costs more
+        than a tick's messages do: what time alone changes is looked for. `flushed`: Redis has all that was dirty before.
         """
         started = time.perf_counter()
         taken = taken or TickInput()
-        now = max(now, self._then)
+        now = max(now or self._then, self._then, self._deployed_at)
+        tick = Tick(self.connection, has_moved=now > self._then)
+        self._dirty_in_delta, was_dirty = None, flushed and self._is_dirty()
         self.connection.execute("BEGIN")
         try:
             self._set_time(now)
-            if flushed:
+            if was_dirty:
                 self.connection.execute("DELETE FROM recs.dirty")
-            changed = self._take_in(taken)
+            self._take_in(taken, tick)
             for refresher in self.refreshers:
-                if refresher.refresh(self.connection, changed):
-                    changed.add(refresher.table)
-            self._note(now, taken, changed)
+                refresher.refresh(tick)
+            self._note(now, taken, tick)
         except BaseException:
             self.connection.execute("ROLLBACK")
             raise
-        self.connection.execute("COMMIT" if taken or changed or flushed else "ROLLBACK")
+        self.connection.execute("COMMIT" if taken or tick.changed or was_dirty else "ROLLBACK")
         self._then = now
-        names = tuple(physical.rpartition("__")[0] for physical in changed)
+        if flushed:
+            self._dirty_in_delta = frozenset(tick.changed)
+        names = tuple(physical.rpartition("__")[0] for physical in tick.changed)
         return TickResult(names, sum(t.num_rows for t in taken.messages.values()), time.perf_counter() - started)
 
     def load_snapshot(self, table: str, batches: Iterable[pa.Table], now: datetime) -> None:
@@ -204,63 +229,51 @@ class Database:
                 connection.execute(f"DELETE FROM {quoted(source.physical_name)} WHERE {quoted(received)} < ?", [before])
 
     def _set_time(self, now: datetime) -> None:
-        self.connection.execute(f"SET VARIABLE now = TIMESTAMPTZ '{now.isoformat()}'")
-        self.connection.execute(f"SET VARIABLE \"then\" = TIMESTAMPTZ '{self._then.isoformat()}'")
+        self.connection.execute(
+            f"SET VARIABLE now = TIMESTAMPTZ '{now.isoformat()}'; "
+            f"SET VARIABLE \"then\" = TIMESTAMPTZ '{self._then.isoformat()}'"
+        )
 
-    def _take_in(self, taken: TickInput) -> set[str]:
-        changed = set()
+    def _take_in(self, taken: TickInput, tick: Tick) -> None:
         for topic, messages in taken.messages.items():
             if messages.num_rows:
-                changed.add(self._append_log(self.pipeline.topics[topic], messages))
+                self._append_log(self.pipeline.topics[topic], messages, tick)
         for name, changes in taken.changes.items():
-            relation = self.pipeline[name]
-            if self._apply_catalog(relation, changes):
-                changed.add(relation.physical_name)
-        return changed
+            self._apply_catalog(self.pipeline[name], changes, tick)
 
-    def _append_log(self, source: Relation, messages: pa.Table) -> str:
-        names = {
+    def _append_log(self, source: Relation, messages: pa.Table, tick: Tick) -> None:
+        fields = {
             "partition": "kafka_partition",
             "offset": "kafka_offset",
             "timestamp": "received_at",
             "key": "kafka_key",
         }
+        includes = source.statement.includes
         selected = ", ".join(
-            quoted(names[source.statement.includes[c.name]] if c.name in source.statement.includes else "payload")
-            + f" AS {quoted(c.name)}"
+            f"{quoted(fields[includes[c.name]] if c.name in includes else 'payload')} AS {quoted(c.name)}"
             for c in source.columns
         )
-        delta = delta_table(source.physical_name)
         with self._registered("messages", messages):
-            self.connection.execute(
-                f"CREATE OR REPLACE TEMP TABLE {quoted('delta_' + source.physical_name)} AS SELECT {selected}, 1 AS _sign FROM messages"
-            )
-        self.connection.execute(f"INSERT INTO {quoted(source.physical_name)} SELECT * EXCLUDE (_sign) FROM {delta}")
-        return source.physical_name
+            tick.add(source.physical_name, [c.name for c in source.columns], f"SELECT {selected} FROM messages")
 
-    def _apply_catalog(self, relation: Relation, changes: TableChanges) -> bool:
-        table, key = quoted(relation.physical_name), relation.key
-        same = " AND ".join(f"r.{quoted(k)} = t.{quoted(k)}" for k in key)
-        typed = ", ".join(
-            f"TRY_CAST({quoted(c.name)} AS {_duckdb_type(c.type)}) AS {quoted(c.name)}" for c in relation.columns
-        )
-        keys = ", ".join(
-            f"TRY_CAST({quoted(c.name)} AS {_duckdb_type(c.type)}) AS {quoted(c.name)}"
+    def _apply_catalog(self, relation: Relation, changes: TableChanges, tick: Tick) -> None:
+        typed = {
+            c.name: f"TRY_CAST({quoted(c.name)} AS {_duckdb_type(c.type)}) AS {quoted(c.name)}"
             for c in relation.columns
-            if c.name in key
-        )
-        upserts = _with_columns(changes.upserts, [c.name for c in relation.columns])
-        deletes = _with_columns(changes.deletes, list(key))
+        }
+        keys = ", ".join(typed[k] for k in relation.key)
+        same = " AND ".join(f"r.{quoted(k)} = t.{quoted(k)}" for k in relation.key)
+        upserts = _with_columns(changes.upserts, list(typed))
+        deletes = _with_columns(changes.deletes, list(relation.key))
         with self._registered("upserts", upserts), self._registered("deletes", deletes):
-            self.connection.execute(f"CREATE OR REPLACE TEMP TABLE fresh AS SELECT {typed} FROM upserts")
-            self.connection.execute(
-                f"CREATE OR REPLACE TEMP TABLE touched AS SELECT {keys} FROM upserts UNION SELECT {keys} FROM deletes"
+            tick.put("touched", f"SELECT {keys} FROM upserts UNION SELECT {keys} FROM deletes")
+            cut = "" if changes.truncated else f"SEMI JOIN temp.touched AS t ON {same}"
+            tick.replace(
+                relation.physical_name,
+                list(typed),
+                f"SELECT {', '.join(typed.values())} FROM upserts",
+                f"SELECT r.rowid AS _rowid, r.* FROM {quoted(relation.physical_name)} AS r {cut}",
             )
-        condition = "true" if changes.truncated else f"EXISTS (SELECT 1 FROM temp.touched AS t WHERE {same})"
-        self.connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE stale AS SELECT r.rowid AS _rowid, r.* FROM {table} AS r WHERE {condition}"
-        )
-        return apply_changes(self.connection, relation.physical_name, [c.name for c in relation.columns])
 
     @contextmanager
     def _registered(self, name: str, table: pa.Table) -> Iterator[None]:
@@ -270,28 +283,27 @@ class Database:
         finally:
             self.connection.unregister(name)
 
-    def _note(self, now: datetime, taken: TickInput, changed: set[str]) -> None:
-        connection = self.connection
-        for sink in self.sinks():
-            if sink.physical_name in changed:
-                connection.execute(
-                    f"INSERT INTO recs.dirty SELECT DISTINCT '{sink.physical_name}', key FROM {delta_table(sink.physical_name)}"
-                )
-        if changed:
-            marks = ", ".join("?" for _ in changed)
-            connection.execute(
+    def _note(self, now: datetime, taken: TickInput, tick: Tick) -> None:
+        self._note_dirty([s.physical_name for s in self.sinks() if s.physical_name in tick.changed])
+        if tick.changed:
+            marks = ", ".join("?" for _ in tick.changed)
+            self.connection.execute(
                 f"UPDATE recs.deployed SET changed_at = ? WHERE name || '__' || fingerprint IN ({marks})",
-                [now, *sorted(changed)],
+                [now, *sorted(tick.changed)],
             )
-        for p in taken.positions:
-            connection.execute(
-                "INSERT OR REPLACE INTO recs.positions VALUES (?, ?, ?, ?)",
-                [p.topic, p.partition, p.offset, p.incarnation],
-            )
+        if taken.positions:
+            rows = [(p.topic, p.partition, p.offset, p.incarnation) for p in taken.positions]
+            marks = ", ".join("(?, ?, ?, ?)" for _ in rows)
+            self.connection.execute(f"INSERT OR REPLACE INTO recs.positions VALUES {marks}", list(chain(*rows)))
         if taken.lsn is not None:
             self.set_fact("lsn", str(taken.lsn))
-        if taken or changed:
+        if tick.has_moved:
             self.set_fact("time", now.isoformat())
+
+    def _note_dirty(self, sinks: list[str]) -> None:
+        if sinks:
+            keys = " UNION ".join(f"SELECT '{sink}', key FROM {delta_table(sink)}" for sink in sinks)
+            self.connection.execute(f"INSERT INTO recs.dirty {keys}")
 
     # -- what others ask ------------------------------------------------------------------------------------------
 
@@ -314,13 +326,24 @@ class Database:
     def mark_all_dirty(self, sink: Relation) -> None:
         table = quoted(sink.physical_name)
         self.connection.execute(f"INSERT INTO recs.dirty SELECT '{sink.physical_name}', key FROM {table}")
+        self._dirty_in_delta = None
+
+    def _is_dirty(self) -> bool:
+        return bool(self.connection.execute("SELECT 1 FROM recs.dirty LIMIT 1").fetchall())
 
     def dirty_documents(self, sink: Relation) -> list[tuple[str, str | None]]:
         """Keys to write with their JSON documents; None where the key must go."""
+        physical, document = sink.physical_name, _document(sink)
+        if self._dirty_in_delta is None:
+            keys, rows = f"(SELECT DISTINCT key FROM recs.dirty WHERE sink = '{physical}')", quoted(physical)
+        elif physical in self._dirty_in_delta:
+            delta = delta_table(physical)
+            keys, rows = f"(SELECT DISTINCT key FROM {delta})", f"(SELECT * FROM {delta} WHERE _sign = 1)"
+        else:
+            return []
         return self.connection.execute(
-            f"SELECT d.key, CASE WHEN s.key IS NOT NULL THEN {_document(sink)} END "
-            f"FROM (SELECT DISTINCT key FROM recs.dirty WHERE sink = '{sink.physical_name}') AS d "
-            f"LEFT JOIN {quoted(sink.physical_name)} AS s ON d.key = s.key"
+            f"SELECT d.key, CASE WHEN s.key IS NOT NULL THEN {document} END "
+            f"FROM {keys} AS d LEFT JOIN {rows} AS s ON d.key = s.key"
         ).fetchall()
 
     def _saved_time(self) -> datetime:
@@ -382,5 +405,14 @@ def _with_columns(table: pa.Table | None, names: list[str]) -> pa.Table:
 
 
 def _refreshers(pipeline: Pipeline) -> list[Refresher]:
-    """Raises `UnsupportedSql` for a relation the local engine could not keep right."""
-    return [Refresher(r, pipeline) for r in pipeline if r.query is not None and r.is_materialized]
+    """Of all relations with rows, and of the plain views that some of them append from.
+
+    Raises `UnsupportedSql` for a relation the local engine could not keep right.
+    """
+    kept = {r.name: Refresher(r, pipeline) for r in pipeline if r.query is not None and r.is_materialized}
+    read = {o.relation for refresher in kept.values() for o in refresher.analysis.occurrences}
+    return [
+        kept.get(r.name) or Refresher(r, pipeline)
+        for r in pipeline
+        if r.query is not None and r.name in kept.keys() | read
+    ]

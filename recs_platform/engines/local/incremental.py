@@ -5,72 +5,38 @@ A query reads *occurrences* of base relations (the same relation may occur twice
 GROUP BY holds them and every window is partitioned by them. A change of a base row then touches only the
 pieces whose key it carries, and a piece is recomputed from the base rows of that key alone.
 
-Four modes, from the cheapest to the one that is always right:
+The modes, from the cheapest to the one that is always right:
 
-- `APPEND`: rows of a Kafka source, one in, at most one out; rows leave only as time passes;
+- `PASSING`: a plain view of a Kafka source: computed once a tick for all that append from it, and kept nowhere;
+- `DERIVED`: one row in, at most one out, and cheap to work out: a view of DuckDB's, and only its changes are computed;
+- `APPEND`: messages of a Kafka source, one in, at most one out; rows leave only as time passes;
 - `LINEAR`: one row in, at most one out, identified by its key: only changed rows are computed;
+- `ADDITIVE`: counts, sums and extremes of one relation's rows: what is new is added to the row that stands; where rows
+  left, the pieces they touch are recomputed;
 - `KEYED`: the pieces that changed rows touch are recomputed;
 - `FULL`: no key could be shown; everything is recomputed when anything it reads changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import cast
 
 from sqlglot import exp
-from sqlglot.optimizer.scope import Scope, build_scope
 
-from recs_platform.columns import conjuncts, equalities, is_lookup
-from recs_platform.engines.transpile import micros
+from recs_platform.engines.local.tracing import Edge, Occurrence, TimeFilter, Traced, Tracer
 from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Kind, Pipeline, Relation, render
 
-Traced = dict[int, exp.Expr]  # occurrence → the expression in columns of that occurrence, as b<i>.<column>
-
 
 class Mode(StrEnum):
+    PASSING = "passing"
+    DERIVED = "derived"
     APPEND = "append"
     LINEAR = "linear"
+    ADDITIVE = "additive"
     KEYED = "keyed"
     FULL = "full"
-
-
-@dataclass(frozen=True)
-class Occurrence:
-    """One place where a query reads a base relation."""
-
-    index: int
-    relation: str
-    is_lookup: bool
-
-    @property
-    def alias(self) -> str:
-        return f"b{self.index}"
-
-
-@dataclass(frozen=True)
-class TimeFilter:
-    """`subject op NOW() + offset`: rows come or go by the clock alone. `offset` is in microseconds."""
-
-    subject: Traced
-    op: str
-    offset: int
-
-    @property
-    def keeps_newer(self) -> bool:
-        return self.op in (">", ">=")
-
-
-@dataclass(frozen=True)
-class Edge:
-    """A join condition between two occurrences."""
-
-    left: int
-    right: int
-    condition: exp.Expr
 
 
 @dataclass(frozen=True)
@@ -86,7 +52,10 @@ class Analysis:
     edges: tuple[Edge, ...]
     filters: dict[int, list[exp.Expr]]
     time_filters: tuple[TimeFilter, ...]
-    clock_bound: bool  # holds a NOW() that could not be traced to a base row: recompute at every tick
+    clock_bound: bool  # holds a NOW() that could not be traced to a base row: recompute whenever time moves
+    combined: dict[
+        str, str
+    ]  # of an additive query: column → "sum", "greatest" or "least" of what stands and what is new
 
     @property
     def driving(self) -> tuple[Occurrence, ...]:
@@ -113,9 +82,26 @@ class Analysis:
 def analyse(relation: Relation, pipeline: Pipeline) -> Analysis:
     """Raises `UnsupportedSql` where the local engine could not keep the relation right."""
     assert relation.query is not None
+    if not relation.is_materialized:
+        return _analysed(relation, pipeline, _inline_views(relation.query.copy(), pipeline))
+    appended = _analysed(
+        relation, pipeline, _inline_views(relation.query.copy(), pipeline, passing_views(relation, pipeline))
+    )
+    if appended.mode is Mode.APPEND:
+        return appended
+    return _analysed(relation, pipeline, _inline_views(relation.query.copy(), pipeline))
+
+
+def passing_views(relation: Relation, pipeline: Pipeline) -> frozenset[str]:
+    """The plain views among the upstreams that look at each message of a Kafka source by itself."""
+    plain = [pipeline[name] for name in relation.upstreams if _is_plain_view(pipeline, name)]
+    return frozenset(view.name for view in plain if analyse(view, pipeline).mode is Mode.PASSING)
+
+
+def _analysed(relation: Relation, pipeline: Pipeline, query: exp.Query) -> Analysis:
     # The version first: a key that holds it is compared with stored rows, which hold it too.
-    query = _with_version(_inline_views(relation.query.copy(), pipeline), relation.fingerprint)
-    tracer = _Tracer(query, relation)
+    query = _with_version(query, relation.fingerprint)
+    tracer = Tracer(query, relation)
     traced = {name: tracer.output(tracer.root, i) for i, name in enumerate(query.named_selects)}
     survivors = {name: found for name, found in traced.items() if found}
     # Where the rows' own key survived, a piece is one row: nothing is finer.
@@ -131,18 +117,26 @@ def analyse(relation: Relation, pipeline: Pipeline) -> Analysis:
         filters=tracer.filters(),
         time_filters=tuple(tracer.time_filters),
         clock_bound=tracer.clock_bound,
+        combined=tracer.combined(),
     )
     mode = _mode(analysis, tracer, pipeline)
-    return Analysis(**{**analysis.__dict__, "mode": mode, "key": key if mode is not Mode.FULL else ()})
+    return replace(analysis, mode=mode, key=key if mode is not Mode.FULL else ())
 
 
-def _mode(analysis: Analysis, tracer: _Tracer, pipeline: Pipeline) -> Mode:
-    kinds = {pipeline[o.relation].kind for o in analysis.driving}
-    if tracer.is_linear and kinds == {Kind.SOURCE}:
+def _mode(analysis: Analysis, tracer: Tracer, pipeline: Pipeline) -> Mode:
+    has_lookup = any(o.is_lookup for o in analysis.occurrences)
+    of_messages = all(_brings_messages(pipeline[o.relation]) for o in analysis.driving)
+    is_timeless = not (analysis.time_filters or analysis.clock_bound)
+    is_plain = tracer.is_linear and is_timeless and len(analysis.driving) == 1 and not has_lookup
+    if not analysis.relation.is_materialized:
+        return Mode.PASSING if is_plain and of_messages else Mode.FULL
+    if tracer.is_linear and of_messages:
         return Mode.APPEND
+    if is_plain and _is_cheap(analysis):
+        return Mode.DERIVED
     lost = any(analysis.path_to_key(min(f.subject)) is None for f in analysis.time_filters)
     if not analysis.key or analysis.clock_bound or lost:
-        if any(o.is_lookup for o in analysis.occurrences):
+        if has_lookup:
             raise UnsupportedSql(
                 "a lookup join must keep the key of its left side and stand alone: aggregate it in a view of its own",
                 analysis.relation.path,
@@ -151,12 +145,25 @@ def _mode(analysis: Analysis, tracer: _Tracer, pipeline: Pipeline) -> Mode:
     own_key = analysis.relation.key and set(analysis.relation.key) == set(analysis.key)
     if tracer.is_linear and len(analysis.driving) == 1 and own_key:
         return Mode.LINEAR
-    if not tracer.is_row_wise and any(o.is_lookup for o in analysis.occurrences):
+    if not tracer.is_row_wise and has_lookup:
         raise UnsupportedSql(
             "the local engine cannot aggregate over a lookup join: keep its rows in a view and aggregate that one",
             analysis.relation.path,
         )
-    return Mode.KEYED
+    is_sum = own_key and analysis.combined.keys() == set(analysis.query.named_selects) - set(analysis.key)
+    return Mode.ADDITIVE if is_sum and analysis.combined else Mode.KEYED
+
+
+def _brings_messages(relation: Relation) -> bool:
+    """A Kafka source, or a plain view: what is left of those after inlining passes messages on."""
+    return relation.kind is Kind.SOURCE or not relation.is_materialized
+
+
+def _is_cheap(analysis: Analysis) -> bool:
+    """Whether rows may be worked out at each reading: of a sink, which nothing reads, or by choosing rows and columns."""
+    selects = analysis.query.find_all(exp.Select)
+    chosen = (isinstance(projection.unalias(), exp.Column) for select in selects for projection in select.selects)
+    return analysis.relation.kind is Kind.SINK or all(chosen)
 
 
 def _with_version(query: exp.Query, version: str) -> exp.Query:
@@ -165,10 +172,10 @@ def _with_version(query: exp.Query, version: str) -> exp.Query:
     return query
 
 
-def _inline_views(query: exp.Query, pipeline: Pipeline) -> exp.Query:
-    """Plain views replaced by what they stand for."""
+def _inline_views(query: exp.Query, pipeline: Pipeline, keep: frozenset[str] = frozenset()) -> exp.Query:
+    """Plain views replaced by what they stand for, but for those to keep."""
     while True:
-        views = [t for t in query.find_all(exp.Table) if _is_plain_view(pipeline, t.name)]
+        views = [t for t in query.find_all(exp.Table) if t.name not in keep and _is_plain_view(pipeline, t.name)]
         if not views:
             return query
         for table in views:
@@ -179,226 +186,3 @@ def _inline_views(query: exp.Query, pipeline: Pipeline) -> exp.Query:
 
 def _is_plain_view(pipeline: Pipeline, name: str) -> bool:
     return pipeline[name].query is not None and not pipeline[name].is_materialized
-
-
-@dataclass
-class _Tracer:
-    """Follows columns of a query down to the base relations they come from."""
-
-    query: exp.Query
-    relation: Relation
-    occurrences: dict[int, Occurrence] = field(default_factory=dict)
-    time_filters: list[TimeFilter] = field(default_factory=list)
-    clock_bound: bool = False
-    _numbers: dict[int, int] = field(default_factory=dict)  # id of the table node → occurrence
-
-    def __post_init__(self) -> None:
-        root = build_scope(self.query)
-        assert root is not None
-        self.root = root
-        self.scopes = list(root.traverse())
-        for scope in self.scopes:
-            if scope.is_correlated_subquery or scope.scope_type.name == "SUBQUERY":
-                raise UnsupportedSql("a subquery in an expression; join it instead", self.relation.path)
-        for number, table in enumerate(self.query.find_all(exp.Table)):
-            self._numbers[id(table)] = number
-            self.occurrences[number] = Occurrence(number, table.name, is_lookup(table))
-
-    @property
-    def selects(self) -> Iterator[Scope]:
-        return (scope for scope in self.scopes if isinstance(scope.expression, exp.Select))
-
-    @property
-    def is_row_wise(self) -> bool:
-        """No grouping, no aggregate, no window, no DISTINCT anywhere."""
-        return not any(
-            select.expression.args.get("group")
-            or select.expression.args.get("distinct")
-            or _own(select, exp.AggFunc, exp.Window)
-            for select in self.selects
-        )
-
-    @property
-    def is_linear(self) -> bool:
-        """Row-wise, and each SELECT reads one relation beside those it looks up."""
-        return self.is_row_wise and all(
-            sum(not is_lookup(node) for node, _ in scope.selected_sources.values()) == 1 for scope in self.selects
-        )
-
-    def output(self, scope: Scope, index: int) -> Traced:
-        """An output column in base terms, or {} where the query does not fall apart by it."""
-        if scope.set_operation_scopes:
-            branches = [self.output(branch, index) for branch in scope.set_operation_scopes]
-            return {i: e for branch in branches for i, e in branch.items()} if all(branches) else {}
-        projection = _select(scope).selects[index].unalias()
-        return self.expression(scope, projection) if self._partitions(scope, projection) else {}
-
-    def _partitions(self, scope: Scope, projection: exp.Expr) -> bool:
-        select, text = scope.expression, projection.sql()
-        group = select.args.get("group")
-        if group is not None and text not in [g.sql() for g in group.expressions]:
-            return False
-        windows = _own(scope, exp.Window)
-        if any(text not in [p.sql() for p in window.args.get("partition_by") or []] for window in windows):
-            return False
-        return group is not None or bool(windows) or not _own(scope, exp.AggFunc)
-
-    def expression(self, scope: Scope, expression: exp.Expr) -> Traced:
-        """An expression in terms of each occurrence that has all of its columns."""
-        columns = list(expression.find_all(exp.Column))
-        if not columns or expression.find(exp.AggFunc, exp.Window):
-            return {}
-        traced = [self.column(scope, column) for column in columns]
-        shared = set.intersection(*(set(t) for t in traced))
-        return {i: _substituted(expression, [t[i] for t in traced]) for i in sorted(shared)}
-
-    def column(self, scope: Scope, column: exp.Column) -> Traced:
-        nullable = _nullable(scope)
-        if column.table in nullable:
-            return {}
-        equal = {other for pair in equalities(_select(scope)) if column.sql() in pair for other in pair}
-        found: Traced = {}
-        for name in sorted({column.sql()} | equal, key=lambda other: (other != column.sql(), other)):
-            alias, _, field_name = name.rpartition(".")
-            found = {**self._of_source(scope, alias, field_name, column), **found}
-        return found
-
-    def _of_source(self, scope: Scope, alias: str, name: str, like: exp.Column) -> Traced:
-        node, source = scope.selected_sources.get(alias, (None, None))
-        if node is None or is_lookup(node):
-            return {}
-        if isinstance(source, Scope):
-            return self.output(source, _query(source).named_selects.index(name))
-        number = self._numbers[id(source)]
-        base = exp.column(name, table=f"b{number}")
-        base.type = like.type
-        return {number: base}
-
-    def edges(self) -> Iterator[Edge]:
-        """Every equality between columns of two occurrences."""
-        for scope in self.selects:
-            for condition in _join_equalities(_select(scope)):
-                left, right = self._side(scope, condition.left), self._side(scope, condition.right)
-                for i, one in left.items():
-                    for j, other in right.items():
-                        if i != j:
-                            yield Edge(i, j, exp.EQ(this=one.copy(), expression=other.copy()))
-
-    def _side(self, scope: Scope, side: exp.Expr) -> Traced:
-        """A column of a join condition; unlike an output it may stand on the nullable side."""
-        if not isinstance(side, exp.Column):
-            return {}
-        return self._of_source(scope, side.table, side.name, side)
-
-    def filters(self) -> dict[int, list[exp.Expr]]:
-        """Conditions on rows of one occurrence that hold or not whatever else is there; time filters on the way."""
-        found: dict[int, list[exp.Expr]] = {}
-        for scope in self.selects:
-            where = scope.expression.args.get("where")
-            for condition in conjuncts(where.this if where else None):
-                if condition.find(exp.CurrentTimestamp):
-                    self._add_time_filter(scope, condition)
-                    continue
-                for i, traced in self.expression(scope, condition).items():
-                    found.setdefault(i, []).append(traced)
-            if any(node.find(exp.CurrentTimestamp) for node in _parts_beside_where(scope)):
-                self.clock_bound = True
-        return found
-
-    def _add_time_filter(self, scope: Scope, condition: exp.Expr) -> None:
-        parsed = _time_comparison(condition)
-        traced = self.expression(scope, parsed[0]) if parsed else {}
-        if parsed and traced:
-            self.time_filters.append(TimeFilter(traced, parsed[1], parsed[2]))
-        else:
-            self.clock_bound = True
-
-
-def _query(scope: Scope) -> exp.Query:
-    return cast(exp.Query, scope.expression)
-
-
-def _select(scope: Scope) -> exp.Select:
-    return cast(exp.Select, scope.expression)
-
-
-def _own(scope: Scope, *types: type[exp.Expr]) -> list[exp.Expr]:
-    """Nodes of a SELECT itself, not of its subqueries. An aggregate used as a window function counts as a window."""
-    found = [node for node in scope.walk() if isinstance(node, types)]
-    return [
-        n
-        for n in found
-        if not (isinstance(n, exp.AggFunc) and not isinstance(n, exp.Window) and n.find_ancestor(exp.Window))
-    ]
-
-
-def _parts_beside_where(scope: Scope) -> Iterator[exp.Expr]:
-    select = _select(scope)
-    yield from select.selects
-    for join in select.args.get("joins") or []:
-        if join.args.get("on") is not None:
-            yield join.args["on"]
-    if select.args.get("having") is not None:
-        yield select.args["having"]
-
-
-def _nullable(scope: Scope) -> set[str]:
-    """Aliases on the side of an outer join that may be missing."""
-    found: set[str] = set()
-    preceding = []
-    from_ = scope.expression.args.get("from_")
-    if from_ is not None:
-        preceding.append(from_.this.alias_or_name)
-    for join in scope.expression.args.get("joins") or []:
-        side, alias = (join.side or "").upper(), join.this.alias_or_name
-        if side in ("LEFT", "FULL"):
-            found.add(alias)
-        if side in ("RIGHT", "FULL"):
-            found.update(preceding)
-        preceding.append(alias)
-    return found
-
-
-def _join_equalities(select: exp.Select) -> Iterator[exp.EQ]:
-    for join in select.args.get("joins") or []:
-        for condition in conjuncts(join.args.get("on")):
-            if isinstance(condition, exp.EQ):
-                yield condition
-
-
-def _substituted(expression: exp.Expr, columns: list[exp.Expr]) -> exp.Expr:
-    if isinstance(expression, exp.Column):
-        return columns[0].copy()
-    copy = expression.copy()
-    for old, new in zip(list(copy.find_all(exp.Column)), columns, strict=True):
-        old.replace(new.copy())
-    return copy
-
-
-_FLIPPED = {">": "<", ">=": "<=", "<": ">", "<=": ">="}
-_OPS: dict[type[exp.Expr], str] = {exp.GT: ">", exp.GTE: ">=", exp.LT: "<", exp.LTE: "<="}
-
-
-def _time_comparison(condition: exp.Expr) -> tuple[exp.Expr, str, int] | None:
-    """`(subject, op, offset)` of `subject op NOW() ± INTERVAL` or its mirror image."""
-    op = _OPS.get(type(condition))
-    if op is None:
-        return None
-    comparison = cast(exp.Binary, condition)
-    left, right = comparison.left, comparison.right
-    if left.find(exp.CurrentTimestamp):
-        left, right, op = right, left, _FLIPPED[op]
-    offset = _offset_from_now(right.unnest())
-    return None if offset is None or left.find(exp.CurrentTimestamp) else (left, op, offset)
-
-
-def _offset_from_now(bound: exp.Expr) -> int | None:
-    if isinstance(bound, exp.CurrentTimestamp):
-        return 0
-    if (
-        isinstance(bound, exp.Add | exp.Sub)
-        and isinstance(bound.left, exp.CurrentTimestamp)
-        and isinstance(bound.right, exp.Interval)
-    ):
-        return micros(bound.right) * (1 if isinstance(bound, exp.Add) else -1)
-    return None

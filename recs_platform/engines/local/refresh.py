@@ -1,8 +1,9 @@
 """Keeps one relation's rows right, tick by tick: the SQL that an `Analysis` amounts to, and its execution.
 
-A relation's rows live in the table `<physical name>`; what a tick changed in it is left in the temporary
-table `delta_<physical name>`: its columns, and `_sign` (1 new, -1 gone). A changed row is one of each.
+A relation's rows live in the table `<physical name>`, or are a view of that name where they are cheap to work out.
 Within a tick `getvariable('now')` is the tick's time and `getvariable('then')` the time of the tick before.
+
+What a small tick costs is mostly what DuckDB takes to plan its statements, one to three milliseconds each: so they are few.
 """
 
 from __future__ import annotations
@@ -13,21 +14,14 @@ from collections.abc import Iterable, Iterator
 import duckdb
 from sqlglot import exp
 
-from recs_platform.engines.local.incremental import Analysis, Edge, Mode, Occurrence, TimeFilter, analyse
+from recs_platform.engines.local.deltas import Rows, Tick, delta_name, delta_table, from_pairs, names, quoted
+from recs_platform.engines.local.incremental import Analysis, Mode, analyse
+from recs_platform.engines.local.tracing import Edge, Occurrence, TimeFilter
 from recs_platform.engines.transpile import micros, to_duckdb
 from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Pipeline, Relation
 
 _OCCURRENCE = re.compile(r'"occurrence_(\d+)"')
-
-
-def quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def delta_table(physical: str) -> str:
-    """Where a tick leaves what it changed in a relation."""
-    return f"temp.{quoted('delta_' + physical)}"
 
 
 class Refresher:
@@ -40,15 +34,28 @@ class Refresher:
         self.table = relation.physical_name
         self.columns = [column.name for column in relation.columns]
         self._physical = {o.index: pipeline[o.relation].physical_name for o in self.analysis.occurrences}
+        self._columns_of = {o.index: [c.name for c in pipeline[o.relation].columns] for o in self.analysis.occurrences}
         self._template = _template(self.analysis)
-        expiry = list(self._expiring_columns()) if self.analysis.mode is Mode.APPEND else []
-        self._expired = (
-            " OR ".join(f"NOT ({quoted(column)} {f.op} {_bound(f, 'now')})" for column, f in expiry) or "false"
-        )
+        expiry = list(self._expiring_columns()) if self.mode is Mode.APPEND else []
+        self._expired = " OR ".join(f"NOT ({quoted(column)} {f.op} {_bound(f, 'now')})" for column, f in expiry)
+        self._ways = {
+            Mode.PASSING: self._derive,
+            Mode.DERIVED: self._derive,
+            Mode.APPEND: self._append,
+            Mode.LINEAR: self._refresh_rows,
+            Mode.ADDITIVE: self._add,
+            Mode.KEYED: self._refresh_pieces,
+            Mode.FULL: self._recompute,
+        }
 
     @property
     def mode(self) -> Mode:
         return self.analysis.mode
+
+    @property
+    def is_view(self) -> bool:
+        """Whether no rows of it are kept."""
+        return self.mode in (Mode.PASSING, Mode.DERIVED)
 
     def full_sql(self) -> str:
         """The whole query over the upstreams' tables: what the rows must equal after every tick."""
@@ -56,81 +63,139 @@ class Refresher:
 
     def create(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Computes the relation anew from what it reads."""
-        connection.execute(f"CREATE OR REPLACE TABLE {quoted(self.table)} AS {self.full_sql()}")
+        kind = "VIEW" if self.is_view else "TABLE"
+        connection.execute(f"CREATE OR REPLACE {kind} {quoted(self.table)} AS {self.full_sql()}")
 
-    def refresh(self, connection: duckdb.DuckDBPyConnection, changed: set[str]) -> bool:
-        """Brings the table up to date; `changed` are physical names of relations with a delta in this tick.
+    def refresh(self, tick: Tick) -> None:
+        """Brings the table up to date with what has changed in this tick so far, and adds its own change to that."""
+        reads = any(self._physical[o.index] in tick.changed for o in self.analysis.driving)
+        if reads or self._is_moved(tick):
+            self._ways[self.mode](tick)
 
-        Returns whether any row changed, in which case the delta table is there.
-        """
-        if self.mode is Mode.APPEND:
-            return self._append(connection, changed)
-        if self.mode is Mode.FULL:
-            return self._recompute(connection, changed)
-        touching = [o for o in self.analysis.driving if self._physical[o.index] in changed]
-        queries = [self._touched_by_delta(o, changed) for o in touching]
-        if any(query is None for query in queries):
-            return self._recompute(connection, changed)
-        queries += self._touched_by_clock(changed)
-        if not queries:
-            return False
-        return self._refresh_touched(connection, [q for q in queries if q is not None], changed)
+    def _is_moved(self, tick: Tick) -> bool:
+        """Whether time alone may have changed something here."""
+        return tick.has_moved and bool(self.analysis.time_filters or self.analysis.clock_bound)
 
-    # -- the modes ------------------------------------------------------------------------------------------------
+    def _only_gains(self, tick: Tick) -> bool:
+        """Whether what is read has new rows in this tick, and that is all."""
+        reads = [o for o in self.analysis.driving if self._physical[o.index] in tick.changed]
+        return not self._is_moved(tick) and not any(tick.changed[self._physical[o.index]] for o in reads)
 
-    def _append(self, connection: duckdb.DuckDBPyConnection, changed: set[str]) -> bool:
-        if not changed & set(self._physical.values()) and not self._has_expired(connection):
-            return False
-        sources = {o.index: self._new_rows(o, changed) for o in self.analysis.driving}
-        _temp(connection, "fresh", self._query(sources))
-        _temp(connection, "stale", f"SELECT rowid AS _rowid, * FROM {quoted(self.table)} WHERE {self._expired}")
-        return self._apply(connection, compare=False)
+    # -- the ways -------------------------------------------------------------------------------------------------
+
+    def _derive(self, tick: Tick) -> None:
+        (read,) = self.analysis.driving
+        own, lost = names(self.columns), tick.changed[self._physical[read.index]]
+        signs = (1, -1) if lost else (1,)
+        parts = (
+            f"SELECT {own}, {sign} AS _sign, NULL::BIGINT AS _rowid "
+            f"FROM ({self._query({read.index: self._rows(read, tick, sign)})}) AS derived"
+            for sign in signs
+        )
+        if tick.put(delta_name(self.table), " UNION ALL ".join(parts)):
+            tick.changed[self.table] = lost
+
+    def _append(self, tick: Tick) -> None:
+        fresh = self._query({o.index: self._rows(o, tick, 1) for o in self.analysis.driving})
+        if tick.has_moved and self._has_expired(tick.connection):
+            stale = f"SELECT rowid AS _rowid, * FROM {quoted(self.table)} WHERE {self._expired}"
+            tick.replace(self.table, self.columns, fresh, stale, Rows.DISJOINT)
+        elif any(self._physical[o.index] in tick.changed for o in self.analysis.driving):
+            tick.add(self.table, self.columns, fresh)
 
     def _has_expired(self, connection: duckdb.DuckDBPyConnection) -> bool:
+        if not self._expired:
+            return False
         return bool(connection.execute(f"SELECT 1 FROM {quoted(self.table)} WHERE {self._expired} LIMIT 1").fetchall())
 
-    def _recompute(self, connection: duckdb.DuckDBPyConnection, changed: set[str]) -> bool:
-        reads = {self._physical[o.index] for o in self.analysis.driving}
-        if not (reads & changed) and not self.analysis.clock_bound and not self.analysis.time_filters:
-            return False
-        _temp(connection, "fresh", self.full_sql())
-        _temp(connection, "stale", f"SELECT rowid AS _rowid, * FROM {quoted(self.table)}")
-        return self._apply(connection)
+    def _refresh_rows(self, tick: Tick) -> None:
+        """Of a linear query: what is new, and what came or went by the clock."""
+        (read,) = self.analysis.driving
+        if self._only_gains(tick):
+            tick.add(self.table, self.columns, self._query({read.index: self._rows(read, tick, 1)}))
+        else:
+            self._put_touched(tick)
+            self._replace(tick, self._query(self._changed_rows(tick)), self._nulls(tick, "touched"))
 
-    def _refresh_touched(self, connection: duckdb.DuckDBPyConnection, queries: list[str], changed: set[str]) -> bool:
-        _temp(connection, "touched", "\nUNION\n".join(queries))
-        linear = self.mode is Mode.LINEAR
-        count, nulls = self._describe_touched(connection)
-        if not linear and not count:
-            return False
-        sources = self._changed_rows(changed) if linear else self._touched_rows(nulls)
-        fresh = self._query(sources)
-        if not linear and not all(self._has_whole_key(o) for o in self.analysis.driving):
-            # an occurrence without the key was read whole, so that other keys may come out too
-            same = _same(self.analysis.key, "fresh", "touched", nulls)
-            fresh = f"SELECT fresh.* FROM ({fresh}) AS fresh SEMI JOIN temp.touched ON {same}"
-        _temp(connection, "fresh", fresh)
-        _temp(
-            connection,
-            "stale",
-            (
-                f"SELECT r.rowid AS _rowid, r.* FROM {quoted(self.table)} AS r "
-                f"SEMI JOIN temp.touched ON {_same(self.analysis.key, 'r', 'touched', nulls)}"
-            ),
+    def _add(self, tick: Tick) -> None:
+        (read,) = self.analysis.driving
+        if not self._only_gains(tick):
+            self._refresh_pieces(tick)
+            return
+        has_new = tick.put("fresh", self._query({read.index: self._rows(read, tick, 1)}))
+        if has_new and tick.put(delta_name(self.table), self._added(self._nulls(tick, "fresh"))):
+            tick.write(self.table, self.columns)
+
+    def _added(self, nulls: frozenset[str]) -> str:
+        """The delta of the rows that `temp.fresh` adds to."""
+        ways, key = self.analysis.combined, self.analysis.key
+        values = "".join(
+            f", {_combined(way, f'o.{quoted(c)}', f'f.{quoted(c)}')} AS {quoted(c)}, o.{quoted(c)} AS {quoted('old ' + c)}"
+            for c, way in ways.items()
         )
-        return self._apply(connection)
+        same = _same(key, "o", "f", nulls)
+        standing = f"SELECT o.*, o.rowid AS _rowid FROM {quoted(self.table)} AS o SEMI JOIN temp.fresh AS f ON {same}"
+        return from_pairs(
+            self.columns,
+            key,
+            f"SELECT {names(key, 'f')}{values}, true AS _is_there, o._rowid "
+            f"FROM temp.fresh AS f LEFT JOIN ({standing}) AS o ON {same}",
+        )
 
-    def _describe_touched(self, connection: duckdb.DuckDBPyConnection) -> tuple[int, frozenset[str]]:
-        """How many keys are touched, and the key columns that are NULL in one: only those need a NULL-safe join."""
+    def _refresh_pieces(self, tick: Tick) -> None:
+        touched = self._put_touched(tick)
+        if touched is None:
+            self._recompute(tick)
+        elif touched:
+            nulls = self._nulls(tick, "touched")
+            self._replace(tick, self._pieces(nulls), nulls)
+
+    def _pieces(self, nulls: frozenset[str]) -> str:
+        fresh = self._query(self._touched_rows(nulls))
+        if all(self._has_whole_key(o) for o in self.analysis.driving):
+            return fresh
+        # an occurrence without the key was read whole, so that other keys may come out too
+        same = _same(self.analysis.key, "fresh", "touched", nulls)
+        return f"SELECT fresh.* FROM ({fresh}) AS fresh SEMI JOIN temp.touched ON {same}"
+
+    def _recompute(self, tick: Tick) -> None:
+        everything = f"SELECT rowid AS _rowid, * FROM {quoted(self.table)}"
+        tick.replace(self.table, self.columns, self.full_sql(), everything, self._told_apart, self.relation.key)
+
+    def _put_touched(self, tick: Tick) -> int | None:
+        """Leaves the keys that this tick touches in `temp.touched` and counts them; None where they cannot be told."""
+        changed = [o for o in self.analysis.driving if self._physical[o.index] in tick.changed]
+        queries = [self._touched_by_delta(o, tick) for o in changed]
+        if tick.has_moved:
+            queries += self._touched_by_clock(tick)
+        known = [query for query in queries if query is not None]
+        if len(known) < len(queries):
+            return None
+        return tick.put("touched", "\nUNION\n".join(known)) if known else 0
+
+    def _nulls(self, tick: Tick, table: str) -> frozenset[str]:
+        """The key columns that are NULL in a row of a temporary table: only those need a NULL-safe join."""
         has_null = ", ".join(f"bool_or({quoted(k)} IS NULL)" for k in self.analysis.key)
-        row = connection.execute(f"SELECT count(*), {has_null} FROM temp.touched").fetchone() or (0,)
-        return int(row[0]), frozenset(k for k, null in zip(self.analysis.key, row[1:], strict=True) if null)
+        row = tick.connection.execute(f"SELECT {has_null} FROM temp.{table}").fetchone() or ()
+        return frozenset(k for k, null in zip(self.analysis.key, row, strict=True) if null)
+
+    def _replace(self, tick: Tick, fresh: str, nulls: frozenset[str]) -> None:
+        """Puts fresh rows for all that have a touched key."""
+        stale = (
+            f"SELECT r.rowid AS _rowid, r.* FROM {quoted(self.table)} AS r "
+            f"SEMI JOIN temp.touched ON {_same(self.analysis.key, 'r', 'touched', nulls)}"
+        )
+        tick.replace(self.table, self.columns, fresh, stale, self._told_apart, self.relation.key)
+
+    @property
+    def _told_apart(self) -> Rows:
+        if not self.relation.key:
+            return Rows.ALIKE
+        has_lists = any(column.type.endswith("[]") or column.type == "JSONB" for column in self.relation.columns)
+        return Rows.KEYED if has_lists else Rows.UNIQUE
 
     def _has_whole_key(self, occurrence: Occurrence) -> bool:
         return all(occurrence.index in self.analysis.traced_key[k] for k in self.analysis.key)
-
-    def _apply(self, connection: duckdb.DuckDBPyConnection, compare: bool = True) -> bool:
-        return apply_changes(connection, self.table, self.columns, unique=bool(self.relation.key), compare=compare)
 
     # -- the SQL --------------------------------------------------------------------------------------------------
 
@@ -139,20 +204,22 @@ class Refresher:
             lambda match: sources.get(int(match[1])) or quoted(self._physical[int(match[1])]), self._template
         )
 
-    def _new_rows(self, occurrence: Occurrence, changed: set[str]) -> str:
-        physical = self._physical[occurrence.index]
-        if physical not in changed:
-            return f"(SELECT * FROM {quoted(physical)} WHERE false)"
-        return f"(SELECT * EXCLUDE (_sign) FROM {delta_table(physical)} WHERE _sign = 1)"
+    def _rows(self, occurrence: Occurrence, tick: Tick, sign: int) -> str:
+        """The rows of a base relation that came (1) or went (-1) in this tick."""
+        physical, columns = self._physical[occurrence.index], names(self._columns_of[occurrence.index])
+        lost = tick.changed.get(physical)
+        if lost is None:
+            return f"(SELECT {columns} FROM {quoted(physical)} WHERE false)"
+        return f"(SELECT {columns} FROM {delta_table(physical)}{f' WHERE _sign = {sign}' if lost else ''})"
 
-    def _changed_rows(self, changed: set[str]) -> dict[int, str]:
+    def _changed_rows(self, tick: Tick) -> dict[int, str]:
         """Of a linear query: new rows, and rows that came or went by the clock."""
         (occurrence,) = self.analysis.driving
         physical = quoted(self._physical[occurrence.index])
-        parts = [f"SELECT * FROM {self._new_rows(occurrence, changed)}"]
+        parts = [f"SELECT * FROM {self._rows(occurrence, tick, 1)}"]
         parts += [
             f"SELECT * FROM {physical} AS {occurrence.alias} WHERE {between}"
-            for between in self._clock_ranges(occurrence)
+            for between in (self._clock_ranges(occurrence) if tick.has_moved else ())
         ]
         return {occurrence.index: f"({' UNION '.join(parts)})"}
 
@@ -162,31 +229,35 @@ class Refresher:
         for occurrence in self.analysis.driving:
             own = [k for k in self.analysis.key if occurrence.index in self.analysis.traced_key[k]]
             if own:
-                keys = ", ".join(map(quoted, own))
+                keys = (
+                    "temp.touched"
+                    if len(own) == len(self.analysis.key)
+                    else f"(SELECT DISTINCT {names(own)} FROM temp.touched)"
+                )
                 on = " AND ".join(
                     f"{_sql(self.analysis.traced_key[k][occurrence.index])} {_equals(k, nulls)} t.{quoted(k)}"
                     for k in own
                 )
                 sources[occurrence.index] = (
                     f"(SELECT {occurrence.alias}.* FROM {quoted(self._physical[occurrence.index])} AS {occurrence.alias} "
-                    f"SEMI JOIN (SELECT DISTINCT {keys} FROM temp.touched) AS t ON {on})"
+                    f"SEMI JOIN {keys} AS t ON {on})"
                 )
         return sources
 
-    def _touched_by_delta(self, occurrence: Occurrence, changed: set[str]) -> str | None:
+    def _touched_by_delta(self, occurrence: Occurrence, tick: Tick) -> str | None:
         """The keys that changed rows of an occurrence touch; None where they cannot be told."""
         wanted = [_relaxed(f, occurrence.index) for f in self.analysis.time_filters if occurrence.index in f.subject]
         delta = delta_table(self._physical[occurrence.index])
         if self.mode is Mode.LINEAR:  # what is merely new has no old row to replace
             wanted.append("_sign = -1")
-        return self._keys_from(occurrence, delta, wanted, changed)
+        return self._keys_from(occurrence, delta, wanted, tick)
 
-    def _touched_by_clock(self, changed: set[str]) -> list[str]:
+    def _touched_by_clock(self, tick: Tick) -> list[str]:
         """The keys of rows that came or went because time passed."""
         queries = []
         for occurrence in self.analysis.driving:
             for between in self._clock_ranges(occurrence):
-                query = self._keys_from(occurrence, quoted(self._physical[occurrence.index]), [between], changed)
+                query = self._keys_from(occurrence, quoted(self._physical[occurrence.index]), [between], tick)
                 assert query is not None, "a time filter on an occurrence that does not lead to the key"
                 queries.append(query)
         return queries
@@ -196,7 +267,7 @@ class Refresher:
             if min(time_filter.subject) == occurrence.index:
                 yield _crossed(time_filter, occurrence.index)
 
-    def _keys_from(self, start: Occurrence, table: str, wanted: list[str], changed: set[str]) -> str | None:
+    def _keys_from(self, start: Occurrence, table: str, wanted: list[str], tick: Tick) -> str | None:
         path = self.analysis.path_to_key(start.index)
         if path is None:
             return None
@@ -204,24 +275,25 @@ class Refresher:
         selected = ", ".join(f"{_sql(expression)} AS {quoted(name)}" for name, expression in key.items())
         wanted = wanted + [_sql(f) for f in self.analysis.filters.get(start.index, [])]
         where = f" WHERE {' AND '.join(f'({w})' for w in wanted)}" if wanted else ""
-        joins = " ".join(self._joins(start.index, edges, changed))
+        joins = " ".join(self._joins(start.index, edges, tick))
         return f"SELECT DISTINCT {selected} FROM {table} AS {start.alias} {joins}{where}"
 
-    def _joins(self, start: int, edges: list[Edge], changed: set[str]) -> Iterator[str]:
+    def _joins(self, start: int, edges: list[Edge], tick: Tick) -> Iterator[str]:
         reached = {start}
         for edge in edges:
             other = edge.right if edge.left in reached else edge.left
             reached.add(other)
-            yield f"JOIN {self._before_and_after(other, changed)} AS b{other} ON {_sql(edge.condition)}"
+            yield f"JOIN {self._before_and_after(other, tick)} AS b{other} ON {_sql(edge.condition)}"
 
-    def _before_and_after(self, index: int, changed: set[str]) -> str:
+    def _before_and_after(self, index: int, tick: Tick) -> str:
         """All rows an occurrence has, and those it had until this tick."""
         physical = self._physical[index]
-        if physical not in changed:
+        if not tick.changed.get(physical):
             return quoted(physical)
+        columns = names(self._columns_of[index])
         return (
-            f"(SELECT * FROM {quoted(physical)} UNION ALL "
-            f"SELECT * EXCLUDE (_sign) FROM {delta_table(physical)} WHERE _sign = -1)"
+            f"(SELECT {columns} FROM {quoted(physical)} UNION ALL "
+            f"SELECT {columns} FROM {delta_table(physical)} WHERE _sign = -1)"
         )
 
     def _expiring_columns(self) -> Iterator[tuple[str, TimeFilter]]:
@@ -239,56 +311,18 @@ class Refresher:
             yield column, time_filter
 
 
-def apply_changes(
-    connection: duckdb.DuckDBPyConnection, table: str, columns: list[str], *, unique: bool = True, compare: bool = True
-) -> bool:
-    """Replaces `temp.stale` rows of a table by `temp.fresh` ones and leaves the difference in its delta table.
-
-    `unique`: no two rows are alike, so that a row may be told by its values. `compare`: rows may be in both.
-    """
-    delta, own = delta_table(table), ", ".join(map(quoted, columns))
-    if not compare:
-        rows = f"SELECT {own}, 1 AS _sign FROM temp.fresh UNION ALL SELECT {own}, -1 FROM temp.stale"
-    elif unique:
-        rows = (
-            f"SELECT {own}, 1 AS _sign FROM temp.fresh AS f ANTI JOIN temp.stale AS s ON {_same(columns, 'f', 's')} UNION ALL "
-            f"SELECT {own}, -1 FROM temp.stale AS s ANTI JOIN temp.fresh AS f ON {_same(columns, 'f', 's')}"
-        )
-    else:
-        rows = (
-            f"SELECT *, 1 AS _sign FROM (SELECT {own} FROM temp.fresh EXCEPT ALL SELECT {own} FROM temp.stale) UNION ALL "
-            f"SELECT *, -1 FROM (SELECT {own} FROM temp.stale EXCEPT ALL SELECT {own} FROM temp.fresh)"
-        )
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE {quoted('delta_' + table)} AS {rows}")
-    counts = connection.execute(
-        f"SELECT count(*) FILTER (_sign = 1), count(*) FILTER (_sign = -1) FROM {delta}"
-    ).fetchone()
-    added, removed = counts or (0, 0)
-    if unique or not compare:
-        if removed:
-            gone = f"SELECT _rowid FROM temp.stale AS s SEMI JOIN {delta} AS d ON d._sign = -1 AND {_same(columns, 's', 'd')}"
-            connection.execute(
-                f"DELETE FROM {quoted(table)} WHERE rowid IN ({gone if compare else 'SELECT _rowid FROM temp.stale'})"
-            )
-        if added:
-            connection.execute(f"INSERT INTO {quoted(table)} SELECT {own} FROM {delta} WHERE _sign = 1")
-    elif added or removed:
-        connection.execute(f"DELETE FROM {quoted(table)} WHERE rowid IN (SELECT _rowid FROM temp.stale)")
-        connection.execute(f"INSERT INTO {quoted(table)} SELECT {own} FROM temp.fresh")
-    return bool(added or removed)
-
-
-def _temp(connection: duckdb.DuckDBPyConnection, name: str, query: str) -> None:
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
-
-
-def _same(columns: Iterable[str], left: str, right: str, nulls: frozenset[str] | None = None) -> str:
+def _same(columns: Iterable[str], left: str, right: str, nulls: frozenset[str]) -> str:
     return " AND ".join(f"{left}.{quoted(c)} {_equals(c, nulls)} {right}.{quoted(c)}" for c in columns)
 
 
-def _equals(column: str, nulls: frozenset[str] | None) -> str:
+def _equals(column: str, nulls: frozenset[str]) -> str:
     """DuckDB prunes what it scans by the keys of a plain equality alone."""
-    return "IS NOT DISTINCT FROM" if nulls is None or column in nulls else "="
+    return "IS NOT DISTINCT FROM" if column in nulls else "="
+
+
+def _combined(way: str, old: str, new: str) -> str:
+    """An aggregate over the rows of two groups; one over no rows, or none but NULLs, is NULL."""
+    return f"COALESCE({old} + {new}, {old}, {new})" if way == "sum" else f"{way}({old}, {new})"
 
 
 _translated: dict[int, tuple[exp.Expr, str]] = {}  # the expressions of an analysis never change
