@@ -165,6 +165,26 @@ def test_a_lookup_touches_only_the_shopper_who_acts(database: Database) -> None:
     assert lists[2] == ["p3", "p4", "p5", "p6", "p7"]
 
 
+def test_what_redis_has_not_got_stays_dirty(database: Database) -> None:
+    feeder, sink = Feeder(database), database.pipeline["products_sink"]
+
+    def sell(product: str) -> None:
+        feeder.tick(START, catalog=feeder.catalog_changes("product_catalog", [{"product_id": product, "name": "n"}]))
+
+    def dirty() -> list[str]:
+        return sorted(key.rpartition(":")[2] for key, _ in database.dirty_documents(sink))
+
+    sell("p1")
+    sell("p2")
+    assert dirty() == ["p1", "p2"]
+    database.note_written()
+    assert dirty() == []
+    sell("p3")
+    assert dirty() == ["p3"]
+    sell("p4")
+    assert dirty() == ["p3", "p4"], "the tick before was not written yet"
+
+
 def test_rows_survive_when_the_log_is_trimmed(database: Database) -> None:
     feeder = Feeder(database)
     feeder.tick(

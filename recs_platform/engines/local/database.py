@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS recs.prefixes (name VARCHAR, version VARCHAR, is_live
 # A checkpoint writes all tables anew, and ticks wait for it: one of 70 MB took 0.3 s. So it is made when nothing comes
 # in; under steady traffic when the log has grown this long, which is then read again within seconds after a kill.
 LONGEST_LOG = "512MB"
+QUIET_LOG = 32 << 20  # bytes from which on it is made when nothing comes in
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ class Database:
         self.pipeline = Pipeline({})
         self.refreshers: list[Refresher] = []
         self.deployments = 0
+        self._log = Path(f"{path}.wal")
         self._then = self._deployed_at = self._saved_time()
+        self._all_written = False  # Redis has all that is dirty
         self._dirty_in_delta: frozenset[str] | None = None  # sinks; None: what is dirty is more than the last delta
 
     def close(self) -> None:
@@ -182,17 +185,18 @@ class Database:
 
     # -- ticking --------------------------------------------------------------------------------------------------
 
-    def tick(self, now: datetime | None = None, taken: TickInput | None = None, flushed: bool = False) -> TickResult:
+    def tick(self, now: datetime | None = None, taken: TickInput | None = None) -> TickResult:
         """One round: take in, refresh every view, note what the sinks must write; one transaction.
 
         `now` is what NOW() is from then on; it never goes back, and stands still when it is None. Moving it costs more
-        than a tick's messages do: what time alone changes is looked for. `flushed`: Redis has all that was dirty before.
+        than a tick's messages do: what time alone changes is looked for.
         """
         started = time.perf_counter()
         taken = taken or TickInput()
         now = max(now or self._then, self._then, self._deployed_at)
         tick = Tick(self.connection, has_moved=now > self._then)
-        self._dirty_in_delta, was_dirty = None, flushed and self._is_dirty()
+        was_written, self._dirty_in_delta, self._all_written = self._all_written, None, False
+        was_dirty = was_written and self._is_dirty()
         self.connection.execute("BEGIN")
         try:
             self._set_time(now)
@@ -207,7 +211,7 @@ class Database:
             raise
         self.connection.execute("COMMIT" if taken or tick.changed or was_dirty else "ROLLBACK")
         self._then = now
-        if flushed:
+        if was_written:
             self._dirty_in_delta = frozenset(tick.changed)
         names = tuple(physical.rpartition("__")[0] for physical in tick.changed)
         return TickResult(names, sum(t.num_rows for t in taken.messages.values()), time.perf_counter() - started)
@@ -220,6 +224,11 @@ class Database:
 
     def has_snapshot(self, table: str) -> bool:
         return self.fact(_snapshot_fact(self.pipeline[table])) is not None
+
+    def tidy(self) -> None:
+        """Carries a log that has grown into the file. For a moment when nothing waits."""
+        if self._log.is_file() and self._log.stat().st_size > QUIET_LOG:
+            self.connection.execute("CHECKPOINT")
 
     def trim_logs(self, before: datetime) -> None:
         """Forgets raw messages received before then; the views built from them stay."""
@@ -326,7 +335,11 @@ class Database:
     def mark_all_dirty(self, sink: Relation) -> None:
         table = quoted(sink.physical_name)
         self.connection.execute(f"INSERT INTO recs.dirty SELECT '{sink.physical_name}', key FROM {table}")
-        self._dirty_in_delta = None
+        self._all_written, self._dirty_in_delta = False, None
+
+    def note_written(self) -> None:
+        """Redis has all documents that were dirty until now."""
+        self._all_written, self._dirty_in_delta = True, frozenset()
 
     def _is_dirty(self) -> bool:
         return bool(self.connection.execute("SELECT 1 FROM recs.dirty LIMIT 1").fetchall())

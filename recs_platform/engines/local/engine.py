@@ -7,17 +7,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from statistics import quantiles
-from typing import Any, TypeVar
+from typing import Any
 
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed, CatalogTable
 from recs_platform.engines.local.database import Database, TickInput
 from recs_platform.engines.local.intake import Intake, KafkaIntake
+from recs_platform.engines.local.meter import Meter
 from recs_platform.engines.local.redis_sink import RedisSink
 from recs_platform.errors import SourceError
 from recs_platform.pipeline import Pipeline
@@ -26,47 +26,19 @@ from recs_platform.settings import Settings
 
 log = logging.getLogger("recs.engine")
 
-MAX_MESSAGES = 20_000  # a tick; a backlog is worked off in ticks of this size
+MAX_MESSAGES = 100_000  # a tick; large ones cost less a message
+BACKLOG = 5_000  # messages of a tick from which on the next are read while it runs
+BUSY = 100  # messages of a tick from which on the engine rests less
 MAX_CHANGES = 20_000
 WAIT_FOR_MESSAGES = 0.02  # seconds
+READ_AHEAD = 1.0
 BETWEEN_TICKS = 0.03
 LONGEST_REST = 0.25
-BETWEEN_CLOCK_TICKS = 1.0  # how often time alone makes rows come and go
+BETWEEN_CLOCK_TICKS = timedelta(seconds=1)  # how often time alone makes rows come and go
+SAMPLE = 50  # messages of a tick whose delays are noted
 BETWEEN_CATALOG_POLLS = 0.1
 BETWEEN_TRIMS = 60.0
 RETRY_CATALOG = 1.0
-RATE_WINDOW, FIGURES_WINDOW = 5.0, 60.0
-
-T = TypeVar("T", int, float)
-
-
-@dataclass
-class Meter:
-    """Recent figures of the engine, for status and the live screen."""
-
-    started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    ticks: int = 0
-    messages: int = 0
-    tick_seconds: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=5_000))
-    delays: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=5_000))
-    arrivals: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=5_000))
-
-    def rate(self) -> float:
-        """Messages a second over the last seconds."""
-        return sum(_latest(self.arrivals, RATE_WINDOW)) / RATE_WINDOW
-
-    def figures(self) -> dict[str, float | int | str | None]:
-        ticks, delays = _latest(self.tick_seconds, FIGURES_WINDOW), _latest(self.delays, FIGURES_WINDOW)
-        return {
-            "started_at": self.started.isoformat(),
-            "ticks": self.ticks,
-            "messages": self.messages,
-            "events_per_second": round(self.rate(), 1),
-            "tick_p50_ms": _percentile(ticks, 50),
-            "tick_p99_ms": _percentile(ticks, 99),
-            "freshness_p50_ms": _percentile(delays, 50),
-            "freshness_p99_ms": _percentile(delays, 99),
-        }
 
 
 class Engine:
@@ -80,16 +52,23 @@ class Engine:
         self.problems: dict[str, str] = {}
         self.lags: list[dict[str, Any]] = []
         self._requests: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._next = {"clock": 0.0, "catalog": 0.0, "trim": 0.0, "lag": 0.0}
-        self._all_flushed = False
+        self._next = {"catalog": 0.0, "trim": 0.0, "lag": 0.0}
+        self._clock_moved_at = datetime.fromtimestamp(0, UTC)
+        self._reading = ThreadPoolExecutor(1, "intake")  # Kafka is read in a thread of its own, and there alone
+        self._ahead: Future[Intake] | None = None
         self.apply()
         self._open()
 
     def _open(self) -> None:
         self.sink = RedisSink(self.settings.require("redis_url"), self.database)
-        self.intake = KafkaIntake(self.settings.require("kafka_bootstrap_servers"), list(self.database.pipeline.topics))
-        self.intake.seek(p for p in self.database.positions() if p.topic in self.database.pipeline.topics)
+        self.intake = self._new_intake()
         self.feed = self._new_feed()
+
+    def _new_intake(self) -> KafkaIntake:
+        """Goes on from the kept positions. Used in the reading thread from then on."""
+        intake = KafkaIntake(self.settings.require("kafka_bootstrap_servers"), list(self.database.pipeline.topics))
+        intake.seek(self.database.positions())
+        return intake
 
     def _new_feed(self) -> CatalogFeed:
         tables = [
@@ -110,18 +89,22 @@ class Engine:
             self._answer_requests()
             taken = self.round()
             took = time.monotonic() - began
-            if taken < MAX_MESSAGES // 2:  # no backlog: leave half of the time to others, and let messages gather
-                stop.wait(max(BETWEEN_TICKS - took, min(took, LONGEST_REST)))
+            if taken < BACKLOG:  # leave time to others, and let messages gather
+                stop.wait(max(BETWEEN_TICKS - took, min(took / 4 if taken >= BUSY else took, LONGEST_REST)))
 
     def close(self) -> None:
-        self.intake.close()
+        self._drop_ahead()
+        self._reading.submit(self.intake.close).result()
+        self._reading.shutdown()
         self.feed.close()
         self.sink.close()
         self.database.close()
 
     def round(self) -> int:
         """Takes in what there is, ticks once and writes out; returns how many messages came in."""
-        messages = self.intake.poll(MAX_MESSAGES, WAIT_FOR_MESSAGES)
+        self._move_clock()
+        messages = self._read()
+        taken_at = datetime.now(UTC)
         self._note_problem("kafka", messages.problem)
         for reset in messages.resets:
             log.warning("topic %s partition %s began anew: %s", reset.topic, reset.partition, reset.reason)
@@ -132,52 +115,55 @@ class Engine:
             changes=catalog.changes if catalog else {},
             lsn=catalog.end_lsn if catalog and catalog.changes else None,
         )
-        if taken or self._is_due("clock", BETWEEN_CLOCK_TICKS):
-            self._tick(taken)
+        if taken:
+            self._tick(None, taken)
+        committed_at = datetime.now(UTC)
         if catalog is not None and catalog.end_lsn:
             self._advance(catalog.end_lsn)
-        self._flush()
-        self._note_delays(messages)
-        self._housekeeping()
-        return sum(table.num_rows for table in messages.tables.values())
+        is_written = self._flush()
+        if messages.count and is_written:
+            self.meter.note_delays(_sample(messages), taken_at, committed_at, datetime.now(UTC))
+        self._housekeeping(messages)
+        return messages.count
 
-    def _tick(self, taken: TickInput) -> None:
-        result = self.database.tick(self.clock(), taken, flushed=self._all_flushed)
-        self._all_flushed = False
-        self.meter.ticks += 1
-        self.meter.messages += result.messages
-        self.meter.arrivals.append((time.monotonic(), result.messages))
-        if result.changed:
-            self.meter.tick_seconds.append((time.monotonic(), result.seconds))
+    def _read(self) -> Intake:
+        """The next messages. In a backlog they were read while the tick before ran, and so are those after them."""
+        if self._ahead is None:
+            self._ahead = self._reading.submit(self.intake.poll, MAX_MESSAGES, WAIT_FOR_MESSAGES)
+        messages, self._ahead = self._ahead.result(), None
+        if messages.count >= BACKLOG:
+            self._ahead = self._reading.submit(self.intake.poll, MAX_MESSAGES, READ_AHEAD)
+        return messages
 
-    def _flush(self) -> None:
-        self._all_flushed = self.sink.flush()
+    def _drop_ahead(self) -> None:
+        """Forgets what was read ahead: it is read again from the positions that are kept."""
+        if self._ahead is not None:
+            self._ahead.result()
+            self._ahead = None
+
+    def _move_clock(self) -> None:
+        """Lets NOW() move on, in a tick of its own: a tick of messages is the quicker for not looking at the time."""
+        now = self.clock()
+        if now - self._clock_moved_at >= BETWEEN_CLOCK_TICKS:
+            self._clock_moved_at = now
+            self._tick(now, None)
+            self._flush()
+
+    def _tick(self, now: datetime | None, taken: TickInput | None) -> None:
+        self.meter.note_tick(self.database.tick(now, taken))
+
+    def _flush(self) -> bool:
+        is_written = self.sink.flush()
         self._note_problem("redis", self.sink.problem)
+        return is_written
 
-    def _note_delays(self, messages: Intake) -> None:
-        """How long ago the newest message of each topic was sent, now that Redis has what it led to."""
-        if not self._all_flushed:
-            return
-        now = datetime.now(UTC)
-        for table in messages.tables.values():
-            newest = pc.max(table["received_at"]).as_py() if table.num_rows else None
-            if newest is not None:
-                self.meter.delays.append((time.monotonic(), max(0.0, (now - newest).total_seconds())))
-
-    def _housekeeping(self) -> None:
+    def _housekeeping(self, messages: Intake) -> None:
         if self._is_due("trim", BETWEEN_TRIMS):
             self.database.trim_logs(self.clock() - timedelta(hours=self.settings.log_retention_hours))
+        if not messages.count:
+            self.database.tidy()
         if self._is_due("lag", 1.0):
-            self.lags = [
-                {
-                    "topic": x.topic,
-                    "partition": x.partition,
-                    "next_offset": x.next_offset,
-                    "end_offset": x.end_offset,
-                    "lag": x.lag,
-                }
-                for x in self.intake.lag()
-            ]
+            self.lags = [asdict(lag) for lag in messages.lags]
 
     # -- the catalog ----------------------------------------------------------------------------------------------
 
@@ -246,14 +232,13 @@ class Engine:
 
     def _reopen(self, topics: set[str], plan: Plan) -> None:
         """A changed source or table is read from its beginning; nothing else notices."""
+        self._clock_moved_at = datetime.fromtimestamp(0, UTC)
         if any(self._is_kind(step, "topic") for step in plan.of(Action.CREATE)) or topics != set(
             self.database.pipeline.topics
         ):
-            self.intake.close()
-            self.intake = KafkaIntake(
-                self.settings.require("kafka_bootstrap_servers"), list(self.database.pipeline.topics)
-            )
-            self.intake.seek(p for p in self.database.positions() if p.topic in self.database.pipeline.topics)
+            self._drop_ahead()
+            self._reading.submit(self.intake.close).result()
+            self.intake = self._new_intake()
         if any(self._is_kind(step, "table") for step in plan.of(Action.CREATE)):
             self.feed.close()
             self.feed = self._new_feed()
@@ -281,14 +266,8 @@ class Engine:
         return sum(int(x["lag"]) for x in self.lags)
 
 
-def _latest(values: deque[tuple[float, T]], seconds: float) -> list[T]:
-    """What was noted in the last so many seconds."""
-    since = time.monotonic() - seconds
-    return [value for at, value in tuple(values) if at >= since]
-
-
-def _percentile(values: list[float], percent: int) -> float | None:
-    """In milliseconds; None where there is nothing to tell."""
-    if len(values) < 2:
-        return round(values[0] * 1000, 1) if values else None
-    return round(quantiles(values, n=100, method="inclusive")[percent - 1] * 1000, 1)
+def _sample(messages: Intake) -> list[datetime]:
+    """When some of the messages were sent, evenly over each topic."""
+    topics = [table["received_at"] for table in messages.tables.values()]
+    chosen = [sent.take(pa.array(range(0, len(sent), 1 + len(sent) // SAMPLE))) for sent in topics]
+    return [moment for sent in chosen for moment in sent.to_pylist()]

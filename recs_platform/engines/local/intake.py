@@ -79,13 +79,19 @@ class Intake:
     `tables`: for each topic with new messages payload (binary, null for a tombstone), kafka_key (binary),
     kafka_partition and kafka_offset (text), received_at (timestamp[us, UTC], the message's own timestamp).
     `positions`: where all partitions stand after it, to be kept together with the tables and the resets.
-    `problem`: why nothing, or not everything, could be read; None when all is well.
+    `lags`: how far each partition is behind. `problem`: why nothing, or not everything, could be read; None when all is well.
     """
 
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
     positions: tuple[Position, ...] = ()
     resets: tuple[TopicReset, ...] = ()
+    lags: tuple[PartitionLag, ...] = ()
     problem: str | None = None
+
+    @property
+    def count(self) -> int:
+        """How many messages came in."""
+        return sum(table.num_rows for table in self.tables.values())
 
 
 class KafkaIntake:
@@ -130,7 +136,7 @@ class KafkaIntake:
             why = describe(error) if isinstance(error, KafkaException) else str(error) or type(error).__name__
             problem = f"Kafka at {self.bootstrap_servers}: {why}"
         resets, self._resets = tuple(self._resets), []
-        return Intake(tables, self._kept(), resets, problem)
+        return Intake(tables, self._kept(), resets, tuple(self.lag()), problem)
 
     def lag(self) -> list[PartitionLag]:
         """The lag of every partition with a position; asks nobody. 0 until something was fetched."""

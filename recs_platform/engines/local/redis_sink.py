@@ -33,6 +33,7 @@ class RedisSink:
         self._next_look = 0.0
         self._retry_at = 0.0
         self._run_id = database.fact(_RUN_ID)
+        self._settled = -1  # the deployment whose sinks are all gone over to, nothing old being left
         self.problem: str | None = None
         self.written = 0
 
@@ -47,8 +48,8 @@ class RedisSink:
             self._look()
             for sink in self._database.sinks():
                 self._write(sink)
-                self._go_over(sink)
-            self._drop_old_prefixes()
+            self._settle()
+            self._database.note_written()
         except redis.RedisError as error:
             self.problem = f"Redis at {self._address}: {error}"
             self._retry_at = time.monotonic() + _RETRY_EVERY
@@ -65,6 +66,15 @@ class RedisSink:
                 pipeline.set(key, document) if document is not None else pipeline.unlink(key)
             pipeline.execute()
             self.written += len(chunk)
+
+    def _settle(self) -> None:
+        """Once a deployment, and after a refill: sets the pointers and removes what is old."""
+        if self._settled == self._database.deployments:
+            return
+        for sink in self._database.sinks():
+            self._go_over(sink)
+        self._drop_old_prefixes()
+        self._settled = self._database.deployments
 
     def _go_over(self, sink: Relation) -> None:
         """The pointer is set only when all keys of the new version are there: that is the whole switch."""
@@ -108,6 +118,7 @@ class RedisSink:
             self._run_id = run_id
 
     def _refill(self, sink: Relation) -> None:
+        self._settled = -1
         self._database.mark_all_dirty(sink)
         self._database.connection.execute("UPDATE recs.prefixes SET is_live = false WHERE name = ?", [sink.redis_name])
 

@@ -85,7 +85,9 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         }
 
     def _relations(self, cursor: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-        modes = {r.relation.name: str(r.mode) for r in self._engine.database.refreshers}
+        database = self._engine.database
+        modes = {r.relation.name: str(r.mode) for r in database.refreshers}
+        kept = {r.name for r in database.pipeline if r.is_materialized}
         rows = cursor.execute(
             "SELECT name, kind, fingerprint, deployed_at, changed_at FROM recs.deployed ORDER BY name"
         ).fetchall()
@@ -97,7 +99,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
                 "deployed_at": deployed.isoformat(),
                 "changed_at": changed.isoformat(),
                 "mode": modes.get(name),
-                "rows": _count(cursor, f"{name}__{fingerprint}"),
+                "rows": _count(cursor, f"{name}__{fingerprint}") if name in kept else None,
             }
             for name, kind, fingerprint, deployed, changed in rows
         ]
@@ -117,10 +119,6 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
 
 
 def _count(cursor: duckdb.DuckDBPyConnection, physical: str) -> int | None:
-    """Rows a relation keeps; a plain view keeps none."""
-    views = cursor.execute("SELECT 1 FROM duckdb_views() WHERE view_name = ?", [physical]).fetchone()
-    if views:
-        return None
     row = cursor.execute(f"SELECT count(*) FROM {quoted(physical)}").fetchone()
     return int(row[0]) if row else None
 
