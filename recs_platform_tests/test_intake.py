@@ -47,8 +47,8 @@ def topic(kafka_servers: str, topic_prefix: str) -> str:
 
 
 @contextmanager
-def reading(servers: str, *topics: str) -> Iterator[KafkaIntake]:
-    intake = KafkaIntake(servers, topics)
+def reading(servers: str, *topics: str, max_messages: int = 10_000) -> Iterator[KafkaIntake]:
+    intake = KafkaIntake(servers, topics, max_messages)
     try:
         yield intake
     finally:
@@ -96,8 +96,8 @@ class Taken:
     def __init__(self, intake: KafkaIntake) -> None:
         self.intake, self.polls = intake, list[Intake]()
 
-    def poll(self, max_messages: int = 10_000) -> Intake:
-        self.polls.append(self.intake.poll(max_messages, WAIT))
+    def poll(self) -> Intake:
+        self.polls.append(self.intake.poll(WAIT))
         return self.polls[-1]
 
     def until_read(self, count: int) -> list[tuple[str, str, bytes | None]]:
@@ -160,12 +160,14 @@ def test_seeking_back_reads_again(kafka_servers: str, topic: str, intake: KafkaI
     assert Taken(intake).until_read(2) == [("0", "1", b"b"), ("0", "2", b"c")]
 
 
-def test_a_batch_is_no_larger_than_asked(kafka_servers: str, topic: str, intake: KafkaIntake) -> None:
+def test_a_batch_is_no_larger_than_asked(kafka_servers: str, topic: str) -> None:
     send(kafka_servers, topic, *(str(i) for i in range(250)))
-    taken = Taken(intake)
-    until(lambda: sum(t.num_rows for t in taken.poll(100).tables.values()) == 100)
-    assert sum(x.lag for x in intake.lag()) == 150
-    assert [int(payload or b"") for _, _, payload in taken.until_read(250)] == list(range(250))
+    with reading(kafka_servers, topic, max_messages=100) as intake:
+        taken = Taken(intake)
+        until(lambda: taken.poll().count == 100)
+        assert sum(x.lag for x in intake.lag()) == 150
+        assert [int(payload or b"") for _, _, payload in taken.until_read(250)] == list(range(250))
+        assert max(poll.count for poll in taken.polls) == 100
 
 
 def test_lag_is_nothing_when_caught_up(kafka_servers: str, topic: str, intake: KafkaIntake) -> None:
@@ -203,7 +205,7 @@ def test_a_long_partition_of_small_batches_is_read_to_its_end(
 
     def all_read() -> bool:
         nonlocal read
-        read += sum(table.num_rows for table in intake.poll(20_000, WAIT).tables.values())
+        read += sum(table.num_rows for table in intake.poll(WAIT).tables.values())
         return read == count
 
     until(all_read, 90)
@@ -298,7 +300,7 @@ def test_a_broker_that_lost_its_memory_is_read_from_the_new_start(tmp_path: Path
 def test_no_broker_is_a_problem_not_an_error() -> None:
     with reading(f"127.0.0.1:{free_port()}", "user_activity") as intake:
         began = time.monotonic()
-        assert "does not answer" in (intake.poll(10, WAIT).problem or "")
+        assert "does not answer" in (intake.poll(WAIT).problem or "")
         assert time.monotonic() - began < 4
         assert intake.lag() == []
 
@@ -317,16 +319,17 @@ def test_new_partitions_are_read_from_their_start(kafka_servers: str, topic: str
 
 
 @real_kafka
-def test_messages_past_retention_are_reported(kafka_servers: str, topic: str, intake: KafkaIntake) -> None:
+def test_messages_past_retention_are_reported(kafka_servers: str, topic: str) -> None:
     send(kafka_servers, topic, *"abcdef")
-    taken = Taken(intake)
-    until(lambda: bool(taken.poll(2).tables))
-    kept = taken.polls[-1].positions
-    forget_before(4, kafka_servers, topic)
-    intake.seek(kept)
-    again = Taken(intake)
-    assert again.until_read(2) == [("0", "4", b"e"), ("0", "5", b"f")]
-    assert again.resets() == [(0, kept[0].offset, RETENTION)]
+    with reading(kafka_servers, topic, max_messages=2) as intake:
+        taken = Taken(intake)
+        until(lambda: bool(taken.poll().tables))
+        kept = taken.polls[-1].positions
+        forget_before(4, kafka_servers, topic)
+        intake.seek(kept)
+        again = Taken(intake)
+        assert again.until_read(2) == [("0", "4", b"e"), ("0", "5", b"f")]
+        assert again.resets() == [(0, kept[0].offset, RETENTION)]
 
 
 @real_kafka

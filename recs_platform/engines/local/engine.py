@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -27,11 +27,10 @@ from recs_platform.settings import Settings
 log = logging.getLogger("recs.engine")
 
 MAX_MESSAGES = 100_000  # a tick; large ones cost less a message
-BACKLOG = 5_000  # messages of a tick from which on the next are read while it runs
+BACKLOG = 5_000  # messages of a tick from which on there is no rest
 BUSY = 100  # messages of a tick from which on the engine rests less
 MAX_CHANGES = 20_000
 WAIT_FOR_MESSAGES = 0.02  # seconds
-READ_AHEAD = 1.0
 BETWEEN_TICKS = 0.03
 LONGEST_REST = 0.25
 BETWEEN_CLOCK_TICKS = timedelta(seconds=1)  # how often time alone makes rows come and go
@@ -54,8 +53,6 @@ class Engine:
         self._requests: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._next = {"catalog": 0.0, "trim": 0.0, "lag": 0.0}
         self._clock_moved_at = datetime.fromtimestamp(0, UTC)
-        self._reading = ThreadPoolExecutor(1, "intake")  # Kafka is read in a thread of its own, and there alone
-        self._ahead: Future[Intake] | None = None
         self.apply()
         self._open()
 
@@ -65,8 +62,9 @@ class Engine:
         self.feed = self._new_feed()
 
     def _new_intake(self) -> KafkaIntake:
-        """Goes on from the kept positions. Used in the reading thread from then on."""
-        intake = KafkaIntake(self.settings.require("kafka_bootstrap_servers"), list(self.database.pipeline.topics))
+        """Goes on from the kept positions."""
+        servers = self.settings.require("kafka_bootstrap_servers")
+        intake = KafkaIntake(servers, list(self.database.pipeline.topics), MAX_MESSAGES)
         intake.seek(self.database.positions())
         return intake
 
@@ -90,12 +88,10 @@ class Engine:
             taken = self.round()
             took = time.monotonic() - began
             if taken < BACKLOG:  # leave time to others, and let messages gather
-                stop.wait(max(BETWEEN_TICKS - took, min(took / 4 if taken >= BUSY else took, LONGEST_REST)))
+                stop.wait(max(BETWEEN_TICKS - took, min(took / 4 if taken >= BUSY else took / 2, LONGEST_REST)))
 
     def close(self) -> None:
-        self._drop_ahead()
-        self._reading.submit(self.intake.close).result()
-        self._reading.shutdown()
+        self.intake.close()
         self.feed.close()
         self.sink.close()
         self.database.close()
@@ -103,7 +99,7 @@ class Engine:
     def round(self) -> int:
         """Takes in what there is, ticks once and writes out; returns how many messages came in."""
         self._move_clock()
-        messages = self._read()
+        messages = self.intake.poll(WAIT_FOR_MESSAGES)
         taken_at = datetime.now(UTC)
         self._note_problem("kafka", messages.problem)
         for reset in messages.resets:
@@ -125,21 +121,6 @@ class Engine:
             self.meter.note_delays(_sample(messages), taken_at, committed_at, datetime.now(UTC))
         self._housekeeping(messages)
         return messages.count
-
-    def _read(self) -> Intake:
-        """The next messages. In a backlog they were read while the tick before ran, and so are those after them."""
-        if self._ahead is None:
-            self._ahead = self._reading.submit(self.intake.poll, MAX_MESSAGES, WAIT_FOR_MESSAGES)
-        messages, self._ahead = self._ahead.result(), None
-        if messages.count >= BACKLOG:
-            self._ahead = self._reading.submit(self.intake.poll, MAX_MESSAGES, READ_AHEAD)
-        return messages
-
-    def _drop_ahead(self) -> None:
-        """Forgets what was read ahead: it is read again from the positions that are kept."""
-        if self._ahead is not None:
-            self._ahead.result()
-            self._ahead = None
 
     def _move_clock(self) -> None:
         """Lets NOW() move on, in a tick of its own: a tick of messages is the quicker for not looking at the time."""
@@ -236,8 +217,7 @@ class Engine:
         if any(self._is_kind(step, "topic") for step in plan.of(Action.CREATE)) or topics != set(
             self.database.pipeline.topics
         ):
-            self._drop_ahead()
-            self._reading.submit(self.intake.close).result()
+            self.intake.close()
             self.intake = self._new_intake()
         if any(self._is_kind(step, "table") for step in plan.of(Action.CREATE)):
             self.feed.close()

@@ -48,6 +48,7 @@ class Analysis:
     mode: Mode
     key: tuple[str, ...]
     occurrences: tuple[Occurrence, ...]
+    used: dict[int, frozenset[str]]
     traced_key: dict[str, Traced]
     edges: tuple[Edge, ...]
     filters: dict[int, list[exp.Expr]]
@@ -112,6 +113,7 @@ def _analysed(relation: Relation, pipeline: Pipeline, query: exp.Query) -> Analy
         mode=Mode.FULL,
         key=key,
         occurrences=tuple(tracer.occurrences.values()),
+        used=tracer.used(),
         traced_key={k: survivors[k] for k in key},
         edges=tuple(tracer.edges()),
         filters=tracer.filters(),

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,10 +31,12 @@ REQUEST_SECONDS = 2.0
 # How long a fetch may wait at the broker. The embedded one answers after half of it, so it is the latency of a message
 # on an idle topic; and it looks for the offset from the start of the partition, so that a short wait finds nothing
 # once a partition is long. It begins short and grows when a partition stands still although it holds more.
-FETCH_WAIT_MS, LONGEST_FETCH_WAIT_MS = 10, 2_000
+FETCH_WAIT_MS, LONGEST_FETCH_WAIT_MS = 20, 2_000
 LOOK_SECONDS = 2.0  # how often a partition is looked at for standing still
 FEW = 500  # messages a poll, and messages of lag
 PARTITION_FETCH_BYTES = 4 << 20
+AT_ONCE = 20_000  # messages
+A_MOMENT = 0.05  # seconds
 BEGAN_ANEW = "the topic began anew (it was created again, or its broker lost it): read from its start"
 RETENTION = "the broker no longer keeps the messages from there on: read from the first one it has"
 CUT_SHORT = "the broker lost the end of the partition: read from where it ends now"
@@ -95,10 +99,13 @@ class Intake:
 
 
 class KafkaIntake:
-    """Reads all partitions of the topics, new ones included. Used by one thread, outside of any event loop."""
+    """Reads all partitions of the topics, new ones included. Used by one thread, outside of any event loop.
 
-    def __init__(self, bootstrap_servers: str, topics: Iterable[str]) -> None:
-        self.bootstrap_servers, self.topics = bootstrap_servers, tuple(topics)
+    It reads ahead, about `max_messages`, in a thread of its own.
+    """
+
+    def __init__(self, bootstrap_servers: str, topics: Iterable[str], max_messages: int) -> None:
+        self.bootstrap_servers, self.topics, self.max_messages = bootstrap_servers, tuple(topics), max_messages
         self._admin = admin_client(bootstrap_servers)
         self._positions: dict[Partition, Position] = {}
         self._ends: dict[Partition, int] = {}
@@ -118,8 +125,8 @@ class KafkaIntake:
         self._positions = {(p.topic, p.partition): p for p in positions if p.topic in self.topics}
         self._ends, self._resets = {}, []
 
-    def poll(self, max_messages: int, timeout: float) -> Intake:
-        """New messages, at most `max_messages`; waits up to `timeout` seconds for the first one.
+    def poll(self, timeout: float) -> Intake:
+        """New messages, at most `max_messages` of them; waits up to `timeout` seconds for the first one.
 
         Never raises for what a broker does: while it is away, this returns nothing, with the problem, within seconds.
         """
@@ -127,7 +134,7 @@ class KafkaIntake:
         try:
             if self._reader is None:
                 self._reader = self._open()
-            tables = self._read(self._reader, max_messages, timeout)
+            tables = self._read(self._reader, timeout)
             self._polls.append(sum(table.num_rows for table in tables.values()))
             self._look_for_standstill()
             problem = self._missing() or self._standstill
@@ -165,7 +172,7 @@ class KafkaIntake:
             elif kept.offset > ends.get(at, kept.offset):
                 self._reset(kept, CUT_SHORT, ends[at])
         offsets = {at: self._positions[at].offset for at in existing}
-        return _Reader(self.bootstrap_servers, offsets, self._fetch_wait_ms)
+        return _Reader(self.bootstrap_servers, offsets, self._fetch_wait_ms, self.max_messages)
 
     def _look_for_standstill(self) -> None:
         """Lets fetches wait longer when a partition that holds more stands still, or comes in drops."""
@@ -203,8 +210,8 @@ class KafkaIntake:
         else:
             self._positions[at] = Position(*at, goes_on_at, kept.incarnation)
 
-    def _read(self, reader: _Reader, max_messages: int, timeout: float) -> dict[str, pa.Table]:
-        batch = reader.read(max_messages, timeout)
+    def _read(self, reader: _Reader, timeout: float) -> dict[str, pa.Table]:
+        batch = reader.read(timeout)
         found = describe_topics(self._admin, self.topics, REQUEST_SECONDS)
         same = {
             topic
@@ -218,7 +225,7 @@ class KafkaIntake:
         if found != self._found or batch.out_of_range:
             self._out_of_range = batch.out_of_range
             self._close_reader()
-        return {topic: _table(records) for topic, records in batch.records.items() if topic in same}
+        return {topic: pa.concat_tables(tables) for topic, tables in batch.tables.items() if topic in same}
 
     def _kept(self) -> tuple[Position, ...]:
         return tuple(position for _, position in sorted(self._positions.items()))
@@ -244,40 +251,77 @@ def _stands(before: tuple[int, int], now: tuple[int, int], in_drops: bool) -> bo
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Records by topic, and where each partition stands after them and ends."""
+    """Messages by topic, and where each partition stands after them and ends."""
 
-    records: dict[str, list[Any]]
+    tables: dict[str, list[pa.Table]]
     next_offsets: dict[Partition, int]
     ends: dict[Partition, int]
     out_of_range: frozenset[Partition]
 
+    @property
+    def count(self) -> int:
+        return sum(table.num_rows for tables in self.tables.values() for table in tables)
+
 
 class _Reader:
-    """A consumer of given partitions from given offsets, whose event loop runs only while it is read from.
+    """Reads given partitions from given offsets, all the time, in a thread of its own; at most so much ahead.
 
+    All the time, because an answer that waits in a socket while nobody reads is old when it is read at last.
     Raises `KafkaError` when the brokers cannot be reached.
     """
 
-    def __init__(self, bootstrap_servers: str, offsets: Mapping[Partition, int], fetch_wait_ms: int) -> None:
+    def __init__(
+        self, bootstrap_servers: str, offsets: Mapping[Partition, int], fetch_wait_ms: int, max_messages: int
+    ) -> None:
+        self._max_messages = max_messages
         self._partitions = {at: TopicPartition(*at) for at in offsets}
+        self._changed = threading.Condition()
+        self._batches: deque[_Batch] = deque()
+        self._failure: Exception | None = None
+        self._is_closed = False
         self._loop = asyncio.Runner()
         try:
             self._consumer = self._loop.run(self._started(bootstrap_servers, offsets, fetch_wait_ms))
         except BaseException:
             self._loop.close()
             raise
+        self._thread = threading.Thread(target=self._run, name="kafka", daemon=True)
+        self._thread.start()
 
-    def read(self, max_messages: int, timeout: float) -> _Batch:
-        if not self._partitions:
-            time.sleep(timeout)  # there is nothing that a message could come from
-            return _Batch({}, {}, {}, frozenset())
-        return self._loop.run(self._read(max_messages, timeout))
+    def read(self, timeout: float) -> _Batch:
+        """What has come since the last time; waits up to `timeout` seconds for the first message."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._batches or self._failure, timeout)
+            if self._failure is not None and not self._batches:
+                raise self._failure
+            taken: list[_Batch] = []
+            count = 0
+            while self._batches and (not taken or count + self._batches[0].count <= self._max_messages):
+                taken.append(self._batches.popleft())
+                count += taken[-1].count
+            self._changed.notify()
+        return _joined(taken)
 
     def close(self) -> None:
-        try:
+        with self._changed:
+            self._is_closed = True
+            self._batches.clear()
+            self._changed.notify()
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self) -> None:
+        with self._loop:
+            try:
+                self._loop.run(self._read_on())
+            except Exception as error:  # handed to whoever reads
+                self._fail(error)
             self._loop.run(_stopped(self._consumer))
-        finally:
-            self._loop.close()
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            self._failure = error
+            self._changed.notify()
 
     async def _started(
         self, bootstrap_servers: str, offsets: Mapping[Partition, int], fetch_wait_ms: int
@@ -302,27 +346,34 @@ class _Reader:
             consumer.seek(partition, offsets[at])
         return consumer
 
-    async def _read(self, max_messages: int, timeout: float) -> _Batch:
-        """Waits for the first message; then takes what is there, and what a partition that is behind still brings."""
-        deadline, left, out_of_range = time.monotonic() + timeout, max_messages, frozenset[Partition]()
-        records: dict[str, list[Any]] = {}
-        while left > 0:
+    async def _read_on(self) -> None:
+        while not self._is_closed:
+            if not self._partitions or self._is_full():
+                await asyncio.sleep(A_MOMENT)  # there is nothing to read, or nobody takes it
+                continue
             try:
-                wait = max(1, round(1000 * (deadline - time.monotonic())))  # at 0 the loop would not run at all
-                taken = await self._consumer.getmany(timeout_ms=wait, max_records=left)
+                taken = await self._consumer.getmany(
+                    timeout_ms=round(1000 * A_MOMENT), max_records=min(AT_ONCE, self._max_messages)
+                )
             except OffsetOutOfRangeError as error:
                 out_of_range = frozenset((at.topic, at.partition) for at in error.args[0])
-                break
+                self._put(_Batch({}, await self._next_offsets(), self._ends(), out_of_range))
+                return
+            records: dict[str, list[Any]] = {}
             for partition, found in taken.items():
                 records.setdefault(partition.topic, []).extend(found)
-                left -= len(found)
-            if not taken or not await self._is_behind() or time.monotonic() > deadline:
-                break
-        return _Batch(records, await self._next_offsets(), self._ends(), out_of_range)
+            tables = {topic: [_table(found)] for topic, found in records.items()}
+            self._put(_Batch(tables, await self._next_offsets(), self._ends(), frozenset()))
 
-    async def _is_behind(self) -> bool:
-        ends = self._ends()
-        return any(offset < ends.get(at, 0) for at, offset in (await self._next_offsets()).items())
+    def _is_full(self) -> bool:
+        return sum(batch.count for batch in self._batches) >= self._max_messages
+
+    def _put(self, batch: _Batch) -> None:
+        with self._changed:
+            if batch.count or batch.out_of_range or not self._batches:
+                self._batches.append(batch)
+            if batch.count or batch.out_of_range:
+                self._changed.notify()
 
     async def _next_offsets(self) -> dict[Partition, int]:
         """Behind the last message taken, and behind the marks of transactions, which are no messages."""
@@ -331,6 +382,15 @@ class _Reader:
     def _ends(self) -> dict[Partition, int]:
         """As the last fetch of each partition told: exact, where the embedded broker's list of offsets is not."""
         return {at: self._consumer.highwater(partition) or 0 for at, partition in self._partitions.items()}
+
+
+def _joined(batches: Sequence[_Batch]) -> _Batch:
+    tables: dict[str, list[pa.Table]] = {}
+    for batch in batches:
+        for topic, found in batch.tables.items():
+            tables.setdefault(topic, []).extend(found)
+    last = batches[-1] if batches else _Batch({}, {}, {}, frozenset())
+    return _Batch(tables, last.next_offsets, last.ends, last.out_of_range)
 
 
 async def _stopped(consumer: AIOKafkaConsumer) -> None:

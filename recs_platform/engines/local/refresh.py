@@ -247,10 +247,19 @@ class Refresher:
     def _touched_by_delta(self, occurrence: Occurrence, tick: Tick) -> str | None:
         """The keys that changed rows of an occurrence touch; None where they cannot be told."""
         wanted = [_relaxed(f, occurrence.index) for f in self.analysis.time_filters if occurrence.index in f.subject]
-        delta = delta_table(self._physical[occurrence.index])
+        delta = self._delta_that_matters(occurrence, tick)
         if self.mode is Mode.LINEAR:  # what is merely new has no old row to replace
             wanted.append("_sign = -1")
         return self._keys_from(occurrence, delta, wanted, tick)
+
+    def _delta_that_matters(self, occurrence: Occurrence, tick: Tick) -> str:
+        """A delta without the rows that changed only in columns that are not read: a price moves no category."""
+        delta, used = delta_table(self._physical[occurrence.index]), self.analysis.used[occurrence.index]
+        columns = self._columns_of[occurrence.index]
+        if self.mode is Mode.LINEAR or used.issuperset(columns) or not tick.changed[self._physical[occurrence.index]]:
+            return delta
+        own = names(column for column in columns if column in used)
+        return f"(SELECT {own} FROM {delta} GROUP BY {own} HAVING sum(_sign) <> 0)"
 
     def _touched_by_clock(self, tick: Tick) -> list[str]:
         """The keys of rows that came or went because time passed."""

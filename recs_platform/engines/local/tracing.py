@@ -96,6 +96,16 @@ class Tracer:
             sum(not is_lookup(node) for node, _ in scope.selected_sources.values()) == 1 for scope in self.selects
         )
 
+    def used(self) -> dict[int, frozenset[str]]:
+        """The columns that are read of each occurrence."""
+        found: dict[int, set[str]] = {number: set() for number in self.occurrences}
+        for scope in self.selects:
+            for column in scope.columns:
+                source = scope.selected_sources.get(column.table, (None, None))[1]
+                if isinstance(source, exp.Table):
+                    found[self._numbers[id(source)]].add(column.name)
+        return {number: frozenset(names) for number, names in found.items()}
+
     def combined(self) -> dict[str, str]:
         """How each aggregate of a plain GROUP BY over one relation's rows is carried on; {} for any other query."""
         root, below = self.root, [scope for scope in self.selects if scope is not self.root]
