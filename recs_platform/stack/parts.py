@@ -58,6 +58,10 @@ def services(
     return settings, [replace(s, needs=tuple(need for need in s.needs if need in names)) for s in found]
 
 
+# Planning SQL makes and drops many small objects: with more of them kept at hand a small tick takes a tenth less.
+MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=2000"}
+
+
 def chosen(parts: Collection[str]) -> tuple[str, ...]:
     """The named parts, in the order of starting; all when none is named. `StackError` for a name that is none."""
     if unknown := sorted(set(parts) - {*PARTS}):
@@ -68,7 +72,7 @@ def chosen(parts: Collection[str]) -> tuple[str, ...]:
 def environment(settings: Settings) -> dict[str, str]:
     """The settings as a program of ours reads them. Holds secrets."""
     variables = {f.metadata["variable"]: str(getattr(settings, f.name)) for f in fields(settings)}
-    return {**variables, "PYTHONUNBUFFERED": "1"}
+    return {**variables, "PYTHONUNBUFFERED": "1", **MALLOC}
 
 
 def _ports(

@@ -27,14 +27,13 @@ from recs_platform.settings import Settings
 log = logging.getLogger("recs.engine")
 
 MAX_MESSAGES = 100_000  # a tick; large ones cost less a message
-BACKLOG = 5_000  # messages of a tick from which on there is no rest
-BUSY = 100  # messages of a tick from which on the engine rests less
+BUSY = 100  # messages of a tick from which on the engine does not rest
 MAX_CHANGES = 20_000
 WAIT_FOR_MESSAGES = 0.02  # seconds
 BETWEEN_TICKS = 0.03
 LONGEST_REST = 0.25
 BETWEEN_CLOCK_TICKS = timedelta(seconds=1)  # how often time alone makes rows come and go
-SAMPLE = 50  # messages of a tick whose delays are noted
+SAMPLE = 10  # the delay of one message in so many is noted
 BETWEEN_CATALOG_POLLS = 0.1
 BETWEEN_TRIMS = 60.0
 RETRY_CATALOG = 1.0
@@ -87,8 +86,7 @@ class Engine:
             self._answer_requests()
             taken = self.round()
             took = time.monotonic() - began
-            if taken < BACKLOG:  # leave time to others, and let messages gather
-                stop.wait(max(BETWEEN_TICKS - took, min(took / 4 if taken >= BUSY else took / 2, LONGEST_REST)))
+            stop.wait(max(BETWEEN_TICKS - took, 0 if taken >= BUSY else min(took / 2, LONGEST_REST)))
 
     def close(self) -> None:
         self.intake.close()
@@ -98,7 +96,6 @@ class Engine:
 
     def round(self) -> int:
         """Takes in what there is, ticks once and writes out; returns how many messages came in."""
-        self._move_clock()
         messages = self.intake.poll(WAIT_FOR_MESSAGES)
         taken_at = datetime.now(UTC)
         self._note_problem("kafka", messages.problem)
@@ -111,8 +108,9 @@ class Engine:
             changes=catalog.changes if catalog else {},
             lsn=catalog.end_lsn if catalog and catalog.changes else None,
         )
-        if taken:
-            self._tick(None, taken)
+        now = self._time_to_move_to()
+        if taken or now:
+            self._tick(now, taken)
         committed_at = datetime.now(UTC)
         if catalog is not None and catalog.end_lsn:
             self._advance(catalog.end_lsn)
@@ -122,15 +120,15 @@ class Engine:
         self._housekeeping(messages)
         return messages.count
 
-    def _move_clock(self) -> None:
-        """Lets NOW() move on, in a tick of its own: a tick of messages is the quicker for not looking at the time."""
+    def _time_to_move_to(self) -> datetime | None:
+        """What NOW() moves to, once a second; the ticks between are the quicker for not looking at the time."""
         now = self.clock()
-        if now - self._clock_moved_at >= BETWEEN_CLOCK_TICKS:
-            self._clock_moved_at = now
-            self._tick(now, None)
-            self._flush()
+        if now - self._clock_moved_at < BETWEEN_CLOCK_TICKS:
+            return None
+        self._clock_moved_at = now
+        return now
 
-    def _tick(self, now: datetime | None, taken: TickInput | None) -> None:
+    def _tick(self, now: datetime | None, taken: TickInput) -> None:
         self.meter.note_tick(self.database.tick(now, taken))
 
     def _flush(self) -> bool:
@@ -247,7 +245,7 @@ class Engine:
 
 
 def _sample(messages: Intake) -> list[datetime]:
-    """When some of the messages were sent, evenly over each topic."""
+    """When one in so many of the messages were sent."""
     topics = [table["received_at"] for table in messages.tables.values()]
-    chosen = [sent.take(pa.array(range(0, len(sent), 1 + len(sent) // SAMPLE))) for sent in topics]
+    chosen = [sent.take(pa.array(range(0, len(sent), SAMPLE))) for sent in topics]
     return [moment for sent in chosen for moment in sent.to_pylist()]

@@ -35,7 +35,7 @@ class Meter:
     messages: int = 0
     tick_seconds: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=5_000))
     delays: dict[Stage, deque[tuple[float, float]]] = field(
-        default_factory=lambda: {stage: deque(maxlen=20_000) for stage in Stage}
+        default_factory=lambda: {stage: deque(maxlen=50_000) for stage in Stage}
     )
     arrivals: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=5_000))
 
