@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install up down test lint types suite test-kafka lock clean help
+.PHONY: install up down test lint types suite test-kafka bench bench-quick lock clean help
 
 help:  ## what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 install: $(INSTALLED)  ## build .venv from the lock file
 
@@ -39,10 +39,19 @@ suite: install
 test-kafka: install  ## the broker-facing tests against Apache Kafka 4 (needs Java and Maven)
 	$(BIN)/python -m recs_platform_tests.apache_kafka $(BIN)/pytest recs_platform_tests/test_intake.py recs_platform_tests/test_engine.py
 
+bench: install  ## how fast it is and what it costs: about an hour, into .bench/report.md; OPTIONS="--events 10000000"
+	$(BIN)/python -m bench $(OPTIONS)
+
+bench-quick: install  ## only that the benchmarks run
+	$(BIN)/python -m bench --quick $(OPTIONS)
+
+bench-%: install  ## one part: freshness, sustained, catchup, rebuild, slope, writes, memory, serving, restart, baselines
+	$(BIN)/python -m bench $* $(OPTIONS)
+
 lock: install  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/python -m pip install -q uv
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-strip-extras --python-version 3.11 --extra dev \
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
-clean:  ## remove .venv and the state of the stack
-	rm -rf .venv .recs
+clean:  ## remove .venv, the state of the stack and what was measured
+	rm -rf .venv .recs .bench

@@ -42,6 +42,8 @@ CREATE TABLE IF NOT EXISTS recs.prefixes (name VARCHAR, version VARCHAR, is_live
 # A checkpoint writes all tables anew, and ticks wait for it: one of 70 MB took 0.3 s. So it is made when nothing comes
 # in; under steady traffic when the log has grown this long, which is then read again within seconds after a kill.
 LONGEST_LOG = "512MB"
+THREADS = 2
+MANY = 5_000  # messages from which on a tick is not small
 QUIET_LOG = 32 << 20  # bytes from which on it is made when nothing comes in
 
 
@@ -72,7 +74,7 @@ class Database:
 
     def __init__(self, path: Path | str = ":memory:", memory_limit: str = "4GB") -> None:
         self.connection = duckdb.connect(
-            str(path), config={"memory_limit": memory_limit, "threads": 2, "checkpoint_threshold": LONGEST_LOG}
+            str(path), config={"memory_limit": memory_limit, "threads": THREADS, "checkpoint_threshold": LONGEST_LOG}
         )
         self.connection.execute("SET preserve_insertion_order = false")
         self.connection.execute(
@@ -86,6 +88,8 @@ class Database:
         self.deployments = 0
         self._log = Path(f"{path}.wal")
         self._then = self._deployed_at = self._saved_time()
+        self._is_tuned_small = False
+        self._changed: set[str] = set()  # physical names, since time moved last
         self._all_written = False  # Redis has all that is dirty
         self._dirty_in_delta: frozenset[str] | None = None  # sinks; None: what is dirty is more than the last delta
 
@@ -124,6 +128,7 @@ class Database:
         """
         refreshers = _refreshers(pipeline)
         plan = make_plan(pipeline, self.deployed(), rebuild)
+        self._tune(is_small=False)
         with self.transaction() as connection:
             self._set_time(now)
             for step in plan.of(Action.CREATE):
@@ -198,6 +203,8 @@ class Database:
         taken = taken or TickInput()
         now = max(now or self._then, self._then, self._deployed_at)
         tick = Tick(self.connection, has_moved=now > self._then)
+        messages = sum(table.num_rows for table in taken.messages.values())
+        self._tune(is_small=messages < MANY)
         was_written, self._dirty_in_delta, self._all_written = self._all_written, None, False
         was_dirty = was_written and self._is_dirty()
         self.connection.execute("BEGIN")
@@ -217,7 +224,14 @@ class Database:
         if was_written:
             self._dirty_in_delta = frozenset(tick.changed)
         names = tuple(physical.rpartition("__")[0] for physical in tick.changed)
-        return TickResult(names, sum(t.num_rows for t in taken.messages.values()), time.perf_counter() - started)
+        return TickResult(names, messages, time.perf_counter() - started)
+
+    def _tune(self, is_small: bool) -> None:
+        """A small tick is planned rather than worked: a second thread and what only large joins need cost it a fifth."""
+        if is_small != self._is_tuned_small:
+            self._is_tuned_small = is_small
+            self.connection.execute(f"SET threads = {1 if is_small else THREADS}")
+            self.connection.execute(f"SET disabled_optimizers = '{'common_subplan,join_order' if is_small else ''}'")
 
     def load_snapshot(self, table: str, batches: Iterable[pa.Table], now: datetime) -> None:
         """Replaces a catalog table by a snapshot (all columns as text) and refreshes what reads it."""
@@ -297,12 +311,7 @@ class Database:
 
     def _note(self, now: datetime, taken: TickInput, tick: Tick) -> None:
         self._note_dirty([s.physical_name for s in self.sinks() if s.physical_name in tick.changed])
-        if tick.changed:
-            marks = ", ".join("?" for _ in tick.changed)
-            self.connection.execute(
-                f"UPDATE recs.deployed SET changed_at = ? WHERE name || '__' || fingerprint IN ({marks})",
-                [now, *sorted(tick.changed)],
-            )
+        self._changed |= tick.changed.keys()
         if taken.positions:
             rows = [(p.topic, p.partition, p.offset, p.incarnation) for p in taken.positions]
             marks = ", ".join("(?, ?, ?, ?)" for _ in rows)
@@ -310,7 +319,16 @@ class Database:
         if taken.lsn is not None:
             self.set_fact("lsn", str(taken.lsn))
         if tick.has_moved:
-            self.set_fact("time", now.isoformat())
+            self._note_time(now)
+
+    def _note_time(self, now: datetime) -> None:
+        self.set_fact("time", now.isoformat())
+        marks = ", ".join("?" for _ in self._changed)
+        self.connection.execute(
+            f"UPDATE recs.deployed SET changed_at = ? WHERE name || '__' || fingerprint IN ({marks or 'NULL'})",
+            [now, *sorted(self._changed)],
+        )
+        self._changed.clear()
 
     def _note_dirty(self, sinks: list[str]) -> None:
         if sinks:

@@ -34,7 +34,7 @@ BETWEEN_TICKS = 0.03
 LONGEST_REST = 0.25
 BETWEEN_CLOCK_TICKS = timedelta(seconds=1)  # how often time alone makes rows come and go
 SAMPLE = 10  # the delay of one message in so many is noted
-BETWEEN_CATALOG_POLLS = 0.1
+BETWEEN_CATALOG_POLLS = 0.2
 BETWEEN_TRIMS = 60.0
 RETRY_CATALOG = 1.0
 

@@ -37,6 +37,7 @@ FEW = 500  # messages a poll, and messages of lag
 PARTITION_FETCH_BYTES = 4 << 20
 AT_ONCE = 20_000  # messages
 A_MOMENT = 0.05  # seconds
+TO_GATHER = 0.02  # seconds between fetches that bring few: each costs the broker the same
 BEGAN_ANEW = "the topic began anew (it was created again, or its broker lost it): read from its start"
 RETENTION = "the broker no longer keeps the messages from there on: read from the first one it has"
 CUT_SHORT = "the broker lost the end of the partition: read from where it ends now"
@@ -364,6 +365,8 @@ class _Reader:
                 records.setdefault(partition.topic, []).extend(found)
             tables = {topic: [_table(found)] for topic, found in records.items()}
             self._put(_Batch(tables, await self._next_offsets(), self._ends(), frozenset()))
+            if 0 < sum(map(len, records.values())) < FEW:
+                await asyncio.sleep(TO_GATHER)
 
     def _is_full(self) -> bool:
         return sum(batch.count for batch in self._batches) >= self._max_messages
