@@ -26,7 +26,7 @@ from recs_platform.settings import Settings
 
 log = logging.getLogger("recs.engine")
 
-MAX_MESSAGES = 100_000  # a tick; large ones cost less a message
+MAX_MESSAGES = 250_000  # a tick; large ones cost less a message
 BUSY = 100  # messages of a tick from which on the engine does not rest
 MAX_CHANGES = 20_000
 WAIT_FOR_MESSAGES = 0.02  # seconds
