@@ -7,7 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +20,7 @@ from recs_platform.engines.local.database import Database, TickInput
 from recs_platform.engines.local.intake import Intake, KafkaIntake
 from recs_platform.engines.local.meter import Meter
 from recs_platform.engines.local.redis_sink import RedisSink
+from recs_platform.engines.local.waiting import Waiting
 from recs_platform.errors import SourceError
 from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Action, Plan, Step
@@ -52,6 +54,7 @@ class Engine:
         self._requests: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._next = {"catalog": 0.0, "trim": 0.0, "lag": 0.0}
         self._clock_moved_at = datetime.fromtimestamp(0, UTC)
+        self._catalog_thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
         self.apply()
         self._open()
 
@@ -65,6 +68,7 @@ class Engine:
         servers = self.settings.require("kafka_bootstrap_servers")
         intake = KafkaIntake(servers, list(self.database.pipeline.topics), MAX_MESSAGES)
         intake.seek(self.database.positions())
+        self._waiting = Waiting()
         return intake
 
     def _new_feed(self) -> CatalogFeed:
@@ -74,6 +78,8 @@ class Engine:
             if "table" in r.options
         ]
         self._feed_ready = False
+        self._asked: Future[CatalogBatch] | None = None
+        self._committed_to = 0  # what PostgreSQL may forget
         s = self.settings
         return CatalogFeed(s.require("postgres_url"), s.publication, s.replication_slot, tables)
 
@@ -90,13 +96,15 @@ class Engine:
 
     def close(self) -> None:
         self.intake.close()
-        self.feed.close()
+        self._close_feed()
+        self._catalog_thread.shutdown()
         self.sink.close()
         self.database.close()
 
     def round(self) -> int:
         """Takes in what there is, ticks once and writes out; returns how many messages came in."""
-        messages = self.intake.poll(WAIT_FOR_MESSAGES)
+        now = self._time_to_move_to()
+        messages = self._waiting.take(self.intake.poll(WAIT_FOR_MESSAGES), is_dear=now is not None)
         taken_at = datetime.now(UTC)
         self._note_problem("kafka", messages.problem)
         for reset in messages.resets:
@@ -108,12 +116,12 @@ class Engine:
             changes=catalog.changes if catalog else {},
             lsn=catalog.end_lsn if catalog and catalog.changes else None,
         )
-        now = self._time_to_move_to()
         if taken or now:
             self._tick(now, taken)
         committed_at = datetime.now(UTC)
-        if catalog is not None and catalog.end_lsn:
-            self._advance(catalog.end_lsn)
+        if catalog is not None:
+            self._committed_to = catalog.end_lsn
+        self._ask_catalog()
         is_written = self._flush()
         if messages.count and is_written:
             self.meter.note_delays(_sample(messages), taken_at, committed_at, datetime.now(UTC))
@@ -147,19 +155,43 @@ class Engine:
     # -- the catalog ----------------------------------------------------------------------------------------------
 
     def _catalog(self) -> CatalogBatch | None:
-        if not self._is_due("catalog", BETWEEN_CATALOG_POLLS):
-            return None
+        """What the catalog's thread has brought. Snapshots come here and now: the messages of the tick look things up in them."""
         try:
-            if not self._feed_ready:
+            if not self._feed_ready and self._is_due("catalog", BETWEEN_CATALOG_POLLS):
                 self._prepare_catalog()
-            batch = self.feed.poll(MAX_CHANGES, int(self.database.fact("lsn") or 0))
+            batch = self._answered() if self._asked is not None and self._asked.done() else None
         except SourceError as error:
             self._note_problem("catalog", str(error))
             self._feed_ready = False
             self._next["catalog"] = time.monotonic() + RETRY_CATALOG
             return None
-        self._note_problem("catalog", None)
+        if batch is not None:
+            self._note_problem("catalog", None)
         return batch
+
+    def _answered(self) -> CatalogBatch:
+        assert self._asked is not None
+        asked, self._asked = self._asked, None
+        return asked.result()
+
+    def _ask_catalog(self) -> None:
+        """Every so often, and never before what was brought last is committed."""
+        if self._feed_ready and self._asked is None and self._is_due("catalog", BETWEEN_CATALOG_POLLS):
+            lsn = int(self.database.fact("lsn") or 0)
+            self._asked = self._catalog_thread.submit(self._poll_catalog, self.feed, lsn, self._committed_to)
+
+    @staticmethod
+    def _poll_catalog(feed: CatalogFeed, lsn: int, committed_to: int) -> CatalogBatch:
+        """Lets PostgreSQL forget what is committed here, and reads on."""
+        if committed_to:
+            feed.advance(committed_to)
+        return feed.poll(MAX_CHANGES, lsn)
+
+    def _close_feed(self) -> None:
+        if self._asked is not None:
+            with suppress(SourceError):
+                self._answered()
+        self.feed.close()
 
     def _prepare_catalog(self) -> None:
         """Slot first, then snapshot: a change in between is read twice, which changes nothing."""
@@ -171,14 +203,6 @@ class Engine:
                 log.info("reading a snapshot of %s", table.source)
                 self.database.load_snapshot(table.name, self.feed.snapshot(table), self.clock())
         self._feed_ready = True
-
-    def _advance(self, lsn: int) -> None:
-        """Lets PostgreSQL forget what is committed here; if it is away now, it forgets later."""
-        try:
-            self.feed.advance(lsn)
-        except SourceError as error:
-            self._note_problem("catalog", str(error))
-            self._feed_ready = False
 
     # -- asked from outside ---------------------------------------------------------------------------------------
 
@@ -218,7 +242,7 @@ class Engine:
             self.intake.close()
             self.intake = self._new_intake()
         if any(self._is_kind(step, "table") for step in plan.of(Action.CREATE)):
-            self.feed.close()
+            self._close_feed()
             self.feed = self._new_feed()
 
     def _is_kind(self, step: Step, option: str) -> bool:
