@@ -121,10 +121,10 @@ class Engine:
     def settings(self) -> Settings:
         return Settings.load({}, state_dir=self.state_dir)
 
-    def status(self) -> dict[str, Any]:
+    def status(self, window: float = 60.0) -> dict[str, Any]:
         """See `LocalEngine.status`."""
         assert self.client is not None, "the engine has not been started"
-        return self.client.status()
+        return self.client.status(window)
 
     def ask(self, sql: str, *params: object) -> list[dict[str, Any]]:
         """Rows of a query over the engine's relations."""

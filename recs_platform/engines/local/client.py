@@ -73,15 +73,15 @@ class LocalEngine:
         answer: dict[str, Any] = self._action("health")
         return answer
 
-    def status(self) -> dict[str, Any]:
-        """What the engine knows of itself.
+    def status(self, window: float = 60.0) -> dict[str, Any]:
+        """What the engine knows of itself; the percentiles are those of the last `window` seconds.
 
         `events_per_second`, `messages`, `ticks`, `tick_p50_ms`, `tick_p99_ms`, `freshness_p50_ms`, `freshness_p99_ms`
         (newest message sent → Redis written), `lag` (messages not taken in) and `partitions`, `problems` (part → what is
         wrong), `redis_writes`, `memory_bytes`, `cpu_seconds`, and `relations`: name, kind, fingerprint, rows, mode,
         deployed_at, changed_at.
         """
-        answer: dict[str, Any] = self._action("status")
+        answer: dict[str, Any] = self._action("status", window=window)
         return answer
 
     def _action(self, name: str, **request: Any) -> Any:

@@ -59,8 +59,9 @@ class Meter:
         self.delays[Stage.ENGINE].append((at, (committed - taken).total_seconds()))
         self.delays[Stage.SINK].append((at, (written - committed).total_seconds()))
 
-    def figures(self) -> dict[str, float | int | str | None]:
-        ticks = _latest(self.tick_seconds, FIGURES_WINDOW)
+    def figures(self, window: float = FIGURES_WINDOW) -> dict[str, float | int | str | None]:
+        """Percentiles are those of the last so many seconds."""
+        ticks = _latest(self.tick_seconds, window)
         return {
             "started_at": self.started.isoformat(),
             "ticks": self.ticks,
@@ -69,7 +70,7 @@ class Meter:
             "tick_p50_ms": _percentile(ticks, 50),
             "tick_p99_ms": _percentile(ticks, 99),
             **{
-                f"{stage}_p{percent}_ms": _percentile(_latest(self.delays[stage], FIGURES_WINDOW), percent)
+                f"{stage}_p{percent}_ms": _percentile(_latest(self.delays[stage], window), percent)
                 for stage in Stage
                 for percent in (50, 99)
             },

@@ -15,6 +15,7 @@ from pyarrow import flight
 
 from recs_platform.engines.local.deltas import quoted
 from recs_platform.engines.local.engine import Engine
+from recs_platform.engines.local.meter import FIGURES_WINDOW
 from recs_platform.errors import RecsError
 from recs_platform.plan import Plan
 
@@ -42,7 +43,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         self._engine = engine
         self._actions: dict[str, Callable[[dict[str, Any]], Any]] = {
             "health": lambda _: {"pid": os.getpid()},
-            "status": lambda _: self.status(),
+            "status": lambda request: self.status(**request),
             "deployed": lambda _: self._with_cursor(
                 lambda c: dict(c.execute("SELECT name, fingerprint FROM recs.deployed").fetchall())
             ),
@@ -69,14 +70,14 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             raise flight.FlightServerError(f"{action.type} refused: {error}") from None
         yield flight.Result(json.dumps(answer).encode())
 
-    def status(self) -> dict[str, Any]:
+    def status(self, window: float = FIGURES_WINDOW) -> dict[str, Any]:
         """What `LocalEngine.status` documents."""
         process = psutil.Process()
         return {
             "pid": process.pid,
             "memory_bytes": process.memory_info().rss,
             "cpu_seconds": sum(process.cpu_times()[:2]),
-            **self._engine.meter.figures(),
+            **self._engine.meter.figures(window),
             "lag": self._engine.lag(),
             "partitions": self._engine.lags,
             "problems": dict(self._engine.problems),
