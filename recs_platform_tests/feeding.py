@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from recs_platform.engines.local.cdc import TableChanges
 from recs_platform.engines.local.database import Database, TickInput, TickResult
-from recs_platform.engines.local.deltas import quoted
+from recs_platform.engines.local.storage import quoted
 
 
 def messages(

@@ -21,9 +21,10 @@ from sqlglot import exp
 from recs_platform.columns import DIALECT
 from recs_platform.engines import transpile
 from recs_platform.engines.local.cdc import TableChanges
-from recs_platform.engines.local.deltas import Tick, delta_table, quoted
+from recs_platform.engines.local.deltas import Tick, delta_table
 from recs_platform.engines.local.intake import Position
 from recs_platform.engines.local.refresh import Refresher
+from recs_platform.engines.local.storage import Storage, drop, quoted
 from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, make_plan
@@ -86,6 +87,7 @@ class Database:
         self.pipeline = Pipeline({})
         self.refreshers: list[Refresher] = []
         self.deployments = 0
+        self._storage = Storage()
         self._log = Path(f"{path}.wal")
         self._then = self._deployed_at = self._saved_time()
         self._is_tuned_small = False
@@ -118,7 +120,7 @@ class Database:
 
     def plan(self, pipeline: Pipeline, rebuild: Iterable[str] = ()) -> Plan:
         """What `deploy` would do. Raises what it would raise."""
-        _refreshers(pipeline)
+        _refreshers(pipeline, Storage())
         return make_plan(pipeline, self.deployed(), rebuild)
 
     def deploy(self, pipeline: Pipeline, now: datetime, rebuild: Iterable[str] = ()) -> Plan:
@@ -126,7 +128,7 @@ class Database:
 
         Raises `UnsupportedSql` for a relation the local engine could not keep right; nothing has changed then.
         """
-        refreshers = _refreshers(pipeline)
+        refreshers = _refreshers(pipeline, self._storage)
         plan = make_plan(pipeline, self.deployed(), rebuild)
         self._tune(is_small=False)
         with self.transaction() as connection:
@@ -148,16 +150,21 @@ class Database:
 
     def _settle_kinds(self, refreshers: Iterable[Refresher]) -> None:
         """A file of another release may hold rows of what this one merely derives."""
-        held = {name for (name,) in self.connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        held = {
+            quoted(name) for (name,) in self.connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+        }
         for refresher in refreshers:
-            if refresher.is_view == (refresher.table in held):
-                self.connection.execute(f"DROP {'TABLE' if refresher.is_view else 'VIEW'} {quoted(refresher.table)}")
+            refresher.open(self.connection)
+            wanted = refresher.kept_in or quoted(refresher.table)
+            if (wanted in held) == refresher.is_view:
+                drop(self.connection, refresher.table)
                 refresher.create(self.connection)
 
     def _create(
         self, relation: Relation, pipeline: Pipeline, refreshers: Mapping[str, Refresher], now: datetime
     ) -> None:
         if relation.name in refreshers:
+            refreshers[relation.name].open(self.connection)
             refreshers[relation.name].create(self.connection)
         elif relation.query is not None:
             self.connection.execute(
@@ -184,8 +191,7 @@ class Database:
 
     def _drop(self, name: str, fingerprint: str, gone: bool) -> None:
         physical = f"{name}__{fingerprint}"
-        views = self.connection.execute("SELECT 1 FROM duckdb_views() WHERE view_name = ?", [physical]).fetchall()
-        self.connection.execute(f"DROP {'VIEW' if views else 'TABLE'} IF EXISTS {quoted(physical)}")
+        drop(self.connection, physical)
         self.connection.execute("DELETE FROM recs.dirty WHERE sink = ?", [physical])
         if gone:
             self.connection.execute(f"DROP VIEW IF EXISTS {quoted(name)}")
@@ -202,7 +208,7 @@ class Database:
         started = time.perf_counter()
         taken = taken or TickInput()
         now = max(now or self._then, self._then, self._deployed_at)
-        tick = Tick(self.connection, has_moved=now > self._then)
+        tick = Tick(self.connection, self._storage, has_moved=now > self._then)
         messages = sum(table.num_rows for table in taken.messages.values())
         self._tune(is_small=messages < MANY)
         was_written, self._dirty_in_delta, self._all_written = self._all_written, None, False
@@ -438,15 +444,15 @@ def _with_columns(table: pa.Table | None, names: list[str]) -> pa.Table:
     return pa.table({name: table[name] if name in table.column_names else missing for name in names})
 
 
-def _refreshers(pipeline: Pipeline) -> list[Refresher]:
+def _refreshers(pipeline: Pipeline, storage: Storage) -> list[Refresher]:
     """Of all relations with rows, and of the plain views that some of them append from.
 
     Raises `UnsupportedSql` for a relation the local engine could not keep right.
     """
-    kept = {r.name: Refresher(r, pipeline) for r in pipeline if r.query is not None and r.is_materialized}
+    kept = {r.name: Refresher(r, pipeline, storage) for r in pipeline if r.query is not None and r.is_materialized}
     read = {o.relation for refresher in kept.values() for o in refresher.analysis.occurrences}
     return [
-        kept.get(r.name) or Refresher(r, pipeline)
+        kept.get(r.name) or Refresher(r, pipeline, storage)
         for r in pipeline
         if r.query is not None and r.name in kept.keys() | read
     ]

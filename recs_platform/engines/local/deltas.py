@@ -12,6 +12,8 @@ from enum import Enum, auto
 
 import duckdb
 
+from recs_platform.engines.local.storage import Storage, quoted
+
 
 class Rows(Enum):
     """How fresh rows are told from stale ones."""
@@ -27,6 +29,7 @@ class Tick:
     """One tick under way. `changed`: physical name → whether rows went, too, for every relation with a delta."""
 
     connection: duckdb.DuckDBPyConnection
+    storage: Storage
     has_moved: bool = False  # NOW() is later than at the tick before
     changed: dict[str, bool] = field(default_factory=dict)
 
@@ -47,7 +50,7 @@ class Tick:
         """Puts the rows of one query for those of another, which has the columns of the table and its `_rowid`."""
         own = names(columns)
         if rows is Rows.ALIKE:
-            self._replace_alike(table, own, fresh, stale)
+            self._replace_alike(table, columns, fresh, stale)
             return
         delta = (
             f"SELECT {own}, 1 AS _sign, NULL::BIGINT AS _rowid FROM ({fresh}) AS fresh UNION ALL "
@@ -74,14 +77,16 @@ class Tick:
         delta = delta_table(table)
         if lost:
             self.connection.execute(
-                f"DELETE FROM {quoted(table)} WHERE rowid IN (SELECT _rowid FROM {delta} WHERE _sign = -1)"
+                f"DELETE FROM {self.storage.table(table)} WHERE rowid IN (SELECT _rowid FROM {delta} WHERE _sign = -1)"
             )
         self.connection.execute(
-            f"INSERT INTO {quoted(table)} SELECT {names(columns)} FROM {delta}{' WHERE _sign = 1' if lost else ''}"
+            f"INSERT INTO {self.storage.table(table)} SELECT {self.storage.packed(table, columns)} FROM {delta}"
+            f"{' WHERE _sign = 1' if lost else ''}"
         )
         self.changed[table] = lost
 
-    def _replace_alike(self, table: str, own: str, fresh: str, stale: str) -> None:
+    def _replace_alike(self, table: str, columns: Sequence[str], fresh: str, stale: str) -> None:
+        own, kept_in = names(columns), self.storage.table(table)
         self.put("fresh", fresh)
         self.put("stale", stale)
         came = f"SELECT {own} FROM temp.fresh EXCEPT ALL SELECT {own} FROM temp.stale"
@@ -90,13 +95,11 @@ class Tick:
             delta_name(table),
             f"SELECT *, 1 AS _sign, NULL::BIGINT AS _rowid FROM ({came}) UNION ALL SELECT *, -1, NULL FROM ({went})",
         ):
-            self.connection.execute(f"DELETE FROM {quoted(table)} WHERE rowid IN (SELECT _rowid FROM temp.stale)")
-            self.connection.execute(f"INSERT INTO {quoted(table)} SELECT {own} FROM temp.fresh")
+            self.connection.execute(f"DELETE FROM {kept_in} WHERE rowid IN (SELECT _rowid FROM temp.stale)")
+            self.connection.execute(
+                f"INSERT INTO {kept_in} SELECT {self.storage.packed(table, columns)} FROM temp.fresh"
+            )
             self.changed[table] = True
-
-
-def quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def names(columns: Iterable[str], of: str | None = None) -> str:

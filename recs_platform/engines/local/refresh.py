@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator
 import duckdb
 from sqlglot import exp
 
-from recs_platform.engines.local.deltas import Rows, Tick, delta_name, delta_table, from_pairs, names, quoted
+from recs_platform.engines.local.deltas import Rows, Tick, delta_name, delta_table, from_pairs, names
 from recs_platform.engines.local.incremental import Analysis, Mode, analyse
+from recs_platform.engines.local.storage import Storage, quoted
 from recs_platform.engines.local.tracing import Edge, Occurrence, TimeFilter
 from recs_platform.engines.transpile import micros, to_duckdb
 from recs_platform.errors import UnsupportedSql
@@ -27,9 +28,9 @@ _OCCURRENCE = re.compile(r'"occurrence_(\d+)"')
 class Refresher:
     """One deployed relation with a query: creates its table, and refreshes it."""
 
-    def __init__(self, relation: Relation, pipeline: Pipeline) -> None:
+    def __init__(self, relation: Relation, pipeline: Pipeline, storage: Storage) -> None:
         """Raises `UnsupportedSql` where the local engine could not keep the relation right."""
-        self.relation = relation
+        self.relation, self._storage = relation, storage
         self.analysis = analyse(relation, pipeline)
         self.table = relation.physical_name
         self.columns = [column.name for column in relation.columns]
@@ -61,10 +62,22 @@ class Refresher:
         """The whole query over the upstreams' tables: what the rows must equal after every tick."""
         return self._query({i: quoted(name) for i, name in self._physical.items()})
 
+    @property
+    def kept_in(self) -> str | None:
+        """The table that holds its rows; None where none are kept."""
+        return None if self.is_view else self._storage.table(self.table)
+
+    def open(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """To be called before anything else is, when what it reads is there."""
+        if self._may_hold_lists and not self.is_view:
+            self._storage.learn(connection, self.table, self.full_sql())
+
     def create(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Computes the relation anew from what it reads."""
-        kind = "VIEW" if self.is_view else "TABLE"
-        connection.execute(f"CREATE OR REPLACE {kind} {quoted(self.table)} AS {self.full_sql()}")
+        if self.is_view:
+            connection.execute(f"CREATE OR REPLACE VIEW {quoted(self.table)} AS {self.full_sql()}")
+        else:
+            self._storage.create(connection, self.table, self.columns, self.full_sql())
 
     def refresh(self, tick: Tick) -> None:
         """Brings the table up to date with what has changed in this tick so far, and adds its own change to that."""
@@ -98,7 +111,7 @@ class Refresher:
     def _append(self, tick: Tick) -> None:
         fresh = self._query({o.index: self._rows(o, tick, 1) for o in self.analysis.driving})
         if tick.has_moved and self._has_expired(tick.connection):
-            stale = f"SELECT rowid AS _rowid, * FROM {quoted(self.table)} WHERE {self._expired}"
+            stale = f"{self._own_rows()} WHERE {self._expired}"
             tick.replace(self.table, self.columns, fresh, stale, Rows.DISJOINT)
         elif any(self._physical[o.index] in tick.changed for o in self.analysis.driving):
             tick.add(self.table, self.columns, fresh)
@@ -134,7 +147,7 @@ class Refresher:
             for c, way in ways.items()
         )
         same = _same(key, "o", "f", nulls)
-        standing = f"SELECT o.*, o.rowid AS _rowid FROM {quoted(self.table)} AS o SEMI JOIN temp.fresh AS f ON {same}"
+        standing = f"{self._own_rows('o')} SEMI JOIN temp.fresh AS f ON {same}"
         return from_pairs(
             self.columns,
             key,
@@ -159,8 +172,7 @@ class Refresher:
         return f"SELECT fresh.* FROM ({fresh}) AS fresh SEMI JOIN temp.touched ON {same}"
 
     def _recompute(self, tick: Tick) -> None:
-        everything = f"SELECT rowid AS _rowid, * FROM {quoted(self.table)}"
-        tick.replace(self.table, self.columns, self.full_sql(), everything, self._told_apart, self.relation.key)
+        tick.replace(self.table, self.columns, self.full_sql(), self._own_rows(), self._told_apart, self.relation.key)
 
     def _put_touched(self, tick: Tick) -> int | None:
         """Leaves the keys that this tick touches in `temp.touched` and counts them; None where they cannot be told."""
@@ -181,18 +193,22 @@ class Refresher:
 
     def _replace(self, tick: Tick, fresh: str, nulls: frozenset[str]) -> None:
         """Puts fresh rows for all that have a touched key."""
-        stale = (
-            f"SELECT r.rowid AS _rowid, r.* FROM {quoted(self.table)} AS r "
-            f"SEMI JOIN temp.touched ON {_same(self.analysis.key, 'r', 'touched', nulls)}"
-        )
+        stale = f"{self._own_rows()} SEMI JOIN temp.touched ON {_same(self.analysis.key, 'r', 'touched', nulls)}"
         tick.replace(self.table, self.columns, fresh, stale, self._told_apart, self.relation.key)
 
     @property
     def _told_apart(self) -> Rows:
         if not self.relation.key:
             return Rows.ALIKE
-        has_lists = any(column.type.endswith("[]") or column.type == "JSONB" for column in self.relation.columns)
-        return Rows.KEYED if has_lists else Rows.UNIQUE
+        return Rows.KEYED if self._may_hold_lists else Rows.UNIQUE
+
+    @property
+    def _may_hold_lists(self) -> bool:
+        return any(column.type.endswith("[]") or column.type == "JSONB" for column in self.relation.columns)
+
+    def _own_rows(self, alias: str = "r") -> str:
+        columns = self._storage.unpacked(self.table, self.columns, alias)
+        return f"SELECT {alias}.rowid AS _rowid, {columns} FROM {self._storage.table(self.table)} AS {alias}"
 
     def _has_whole_key(self, occurrence: Occurrence) -> bool:
         return all(occurrence.index in self.analysis.traced_key[k] for k in self.analysis.key)
@@ -239,10 +255,14 @@ class Refresher:
                     for k in own
                 )
                 sources[occurrence.index] = (
-                    f"(SELECT {occurrence.alias}.* FROM {quoted(self._physical[occurrence.index])} AS {occurrence.alias} "
-                    f"SEMI JOIN {keys} AS t ON {on})"
+                    f"(SELECT {self._unpacked(occurrence)} FROM {self._storage.table(self._physical[occurrence.index])} "
+                    f"AS {occurrence.alias} SEMI JOIN {keys} AS t ON {on})"
                 )
         return sources
+
+    def _unpacked(self, occurrence: Occurrence) -> str:
+        index = occurrence.index
+        return self._storage.unpacked(self._physical[index], self._columns_of[index], occurrence.alias)
 
     def _touched_by_delta(self, occurrence: Occurrence, tick: Tick) -> str | None:
         """The keys that changed rows of an occurrence touch; None where they cannot be told."""

@@ -13,9 +13,9 @@ import psutil
 import pyarrow as pa
 from pyarrow import flight
 
-from recs_platform.engines.local.deltas import quoted
 from recs_platform.engines.local.engine import Engine
 from recs_platform.engines.local.meter import FIGURES_WINDOW
+from recs_platform.engines.local.storage import quoted
 from recs_platform.errors import RecsError
 from recs_platform.plan import Plan
 
