@@ -206,7 +206,7 @@ def test_rows_survive_when_the_log_is_trimmed(database: Database) -> None:
         ("user_activity_parsed", Mode.PASSING, None),
         ("product_views_by_window", Mode.ADDITIVE, ("window_start", "product_id")),
         ("user_last_view", Mode.ADDITIVE, ("user_id",)),
-        ("trending_candidates", Mode.KEYED, ("window_start",)),
+        ("trending_candidates", Mode.TOP, ("window_start",)),
         ("trending_products", Mode.DERIVED, None),
         ("user_recommendations_sink", Mode.DERIVED, None),
         ("category_lists", Mode.LINEAR, ("category",)),
@@ -227,7 +227,19 @@ def test_no_view_of_the_pipeline_is_recomputed_in_full(database: Database) -> No
     assert [r.relation.name for r in database.refreshers if r.mode is Mode.FULL] == []
 
 
-VARIANTS = {
+RANKED = {
+    "two_most_seen": (
+        "SELECT window_start AS hour, product_id, view_count AS views, place FROM (SELECT window_start, product_id, view_count, "
+        "ROW_NUMBER() OVER (PARTITION BY window_start ORDER BY view_count DESC, product_id) AS place "
+        "FROM product_views_by_window WHERE view_count <> 2) AS ranked WHERE place <= 2"
+    ),
+    "cheapest_of_category": (
+        "SELECT category, product_id, price, place FROM (SELECT c.category, c.product_id, c.price, ROW_NUMBER() OVER "
+        "(PARTITION BY c.category ORDER BY c.price DESC, c.product_id DESC) AS place FROM product_catalog c) AS ranked "
+        "WHERE place <= 1"
+    ),
+}
+VARIANTS = RANKED | {
     "joined_outer": (
         "SELECT p.product_id, p.name, COALESCE(v.view_count, 0) AS view_count FROM product_catalog p "
         "LEFT JOIN product_popularity v ON p.product_id = v.product_id"
@@ -254,6 +266,71 @@ VARIANTS = {
         "WHERE event_time <= NOW() - INTERVAL '1 hour'"
     ),
 }
+
+
+def ranking(**change: str) -> str:
+    """The query of `two_most_seen`, a part of it written otherwise."""
+    parts = {
+        "columns": "window_start, product_id, view_count, place",
+        "ranks": "ROW_NUMBER()",
+        "partition": "window_start",
+        "order": "view_count DESC, product_id",
+        "inner": "",
+        "kept": "place <= 2",
+    } | change
+    return (
+        "SELECT {columns} FROM (SELECT window_start, product_id, view_count, {ranks} OVER (PARTITION BY {partition} "
+        "ORDER BY {order}) AS place FROM product_views_by_window{inner}) AS ranked WHERE {kept}"
+    ).format(**parts)
+
+
+@pytest.mark.parametrize(
+    ("query", "mode"),
+    [
+        (ranking(), Mode.TOP),
+        (ranking(inner=" WHERE view_count > 1"), Mode.TOP),
+        (ranking(order="view_count DESC"), Mode.KEYED),  # a tie may be settled either way
+        (ranking(order="-view_count, product_id"), Mode.KEYED),
+        (ranking(ranks="RANK()"), Mode.KEYED),  # may be more than two
+        (ranking(kept="place <= 2 AND view_count > 1"), Mode.KEYED),
+        (ranking(kept="place < 3"), Mode.KEYED),
+        (ranking(columns="window_start, product_id, place"), Mode.KEYED),  # what it is ranked by is not kept
+        (ranking(columns="window_start, product_id, view_count"), Mode.KEYED),
+        (ranking(inner=" WHERE window_start > NOW() - INTERVAL '1 hour'"), Mode.KEYED),
+    ],
+)
+def test_a_ranking_is_kept_by_itself_where_what_it_keeps_tells_enough(tmp_path: Path, query: str, mode: Mode) -> None:
+    for path in default_sql_dir().rglob("*.sql"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "ranking.sql").write_text(f"CREATE MATERIALIZED VIEW ranking AS {query};")
+    pipeline = Pipeline.load(tmp_path)
+    assert analyse(pipeline["ranking"], pipeline).mode == mode
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_rows_move_up_when_one_of_the_first_leaves(name: str, wider: Pipeline) -> None:
+    assert analyse(wider[name], wider).mode == Mode.TOP
+    database, now = Database(), START
+    database.deploy(wider, now)
+    feeder = Feeder(database)
+
+    def views(*products: str) -> list[object]:
+        return [{"event_type": "page_view", "user_id": 1, "product_id": p, "timestamp": utc(now)} for p in products]
+
+    def shelf(prices: dict[str, float | None]) -> list[dict[str, object]]:
+        return [{"product_id": p, "name": p, "category": None, "price": price} for p, price in prices.items()]
+
+    for products, prices, deletes in [
+        (["p1", "p2", "p3"], {"p1": 3.0, "p2": 2.0, "p3": None}, []),
+        (["p3"], {"p1": 1.0}, []),  # by now two views: below, and it falls behind
+        (["p3", "p4"], {"p4": 9.0}, ["p2"]),
+        ([], {}, ["p4", "p1"]),
+        ([], {"p3": None}, ["p3"]),
+    ]:
+        changes = feeder.catalog_changes("product_catalog", shelf(prices), [d for d in deletes if d not in prices])
+        feeder.tick(now, views(*products), catalog=changes)
+        assert differences(database) == {}
+    database.close()
 
 
 @given(history=st.lists(ticks, min_size=1, max_size=5))

@@ -14,7 +14,7 @@ from recs_platform.engines.local.__main__ import main
 from recs_platform.engines.local.incremental import Mode
 from recs_platform.engines.local.refresh import Refresher
 
-INCREMENTAL = {Mode.LINEAR, Mode.ADDITIVE, Mode.KEYED}
+INCREMENTAL = {Mode.LINEAR, Mode.ADDITIVE, Mode.TOP, Mode.KEYED}
 
 
 class FullRefresher(Refresher):

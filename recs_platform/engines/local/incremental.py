@@ -13,6 +13,7 @@ The modes, from the cheapest to the one that is always right:
 - `LINEAR`: one row in, at most one out, identified by its key: only changed rows are computed;
 - `ADDITIVE`: counts, sums and extremes of one relation's rows: what is new is added to the row that stands; where rows
   left, the pieces they touch are recomputed;
+- `TOP`: the first rows of each partition of one relation: those kept and those new are ranked anew, see `ranking`;
 - `KEYED`: the pieces that changed rows touch are recomputed;
 - `FULL`: no key could be shown; everything is recomputed when anything it reads changes.
 """
@@ -24,6 +25,7 @@ from enum import StrEnum
 
 from sqlglot import exp
 
+from recs_platform.engines.local.ranking import Top, top_of
 from recs_platform.engines.local.tracing import Edge, Occurrence, TimeFilter, Traced, Tracer
 from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Kind, Pipeline, Relation, render
@@ -35,6 +37,7 @@ class Mode(StrEnum):
     APPEND = "append"
     LINEAR = "linear"
     ADDITIVE = "additive"
+    TOP = "top"
     KEYED = "keyed"
     FULL = "full"
 
@@ -57,6 +60,7 @@ class Analysis:
     combined: dict[
         str, str
     ]  # of an additive query: column → "sum", "greatest" or "least" of what stands and what is new
+    top: Top | None  # how it is kept, where it is the first rows of each partition
 
     @property
     def driving(self) -> tuple[Occurrence, ...]:
@@ -120,6 +124,7 @@ def _analysed(relation: Relation, pipeline: Pipeline, query: exp.Query) -> Analy
         time_filters=tuple(tracer.time_filters),
         clock_bound=tracer.clock_bound,
         combined=tracer.combined(),
+        top=_top(query, tracer, pipeline),
     )
     mode = _mode(analysis, tracer, pipeline)
     return replace(analysis, mode=mode, key=key if mode is not Mode.FULL else ())
@@ -153,7 +158,14 @@ def _mode(analysis: Analysis, tracer: Tracer, pipeline: Pipeline) -> Mode:
             analysis.relation.path,
         )
     is_sum = own_key and analysis.combined.keys() == set(analysis.query.named_selects) - set(analysis.key)
-    return Mode.ADDITIVE if is_sum and analysis.combined else Mode.KEYED
+    if is_sum and analysis.combined:
+        return Mode.ADDITIVE
+    return Mode.TOP if analysis.top and is_timeless else Mode.KEYED
+
+
+def _top(query: exp.Query, tracer: Tracer, pipeline: Pipeline) -> Top | None:
+    read = list(tracer.occurrences.values())
+    return top_of(query, pipeline[read[0].relation].key) if len(read) == 1 else None
 
 
 def _brings_messages(relation: Relation) -> bool:

@@ -16,6 +16,7 @@ from sqlglot import exp
 
 from recs_platform.engines.local.deltas import Rows, Tick, delta_name, delta_table, from_pairs, names
 from recs_platform.engines.local.incremental import Analysis, Mode, analyse
+from recs_platform.engines.local.ranking import GHOST, Top, with_ghosts
 from recs_platform.engines.local.storage import Storage, quoted
 from recs_platform.engines.local.tracing import Edge, Occurrence, TimeFilter
 from recs_platform.engines.transpile import micros, to_duckdb
@@ -36,7 +37,9 @@ class Refresher:
         self.columns = [column.name for column in relation.columns]
         self._physical = {o.index: pipeline[o.relation].physical_name for o in self.analysis.occurrences}
         self._columns_of = {o.index: [c.name for c in pipeline[o.relation].columns] for o in self.analysis.occurrences}
-        self._template = _template(self.analysis)
+        self._template = _template(self.analysis, self.analysis.query)
+        top = self.analysis.top
+        self._ranking = _template(self.analysis, with_ghosts(self.analysis.query)) if top else ""
         expiry = list(self._expiring_columns()) if self.mode is Mode.APPEND else []
         self._expired = " OR ".join(f"NOT ({quoted(column)} {f.op} {_bound(f, 'now')})" for column, f in expiry)
         self._ways = {
@@ -45,6 +48,7 @@ class Refresher:
             Mode.APPEND: self._append,
             Mode.LINEAR: self._refresh_rows,
             Mode.ADDITIVE: self._add,
+            Mode.TOP: self._rank,
             Mode.KEYED: self._refresh_pieces,
             Mode.FULL: self._recompute,
         }
@@ -155,6 +159,33 @@ class Refresher:
             f"FROM temp.fresh AS f LEFT JOIN ({standing}) AS o ON {same}",
         )
 
+    def _rank(self, tick: Tick) -> None:
+        """Of the first rows of each partition: those that still stand and those that came, ranked; see `ranking`."""
+        (read,) = self.analysis.driving
+        top, delta = self.analysis.top, delta_table(self._physical[read.index])
+        assert top is not None
+        partition = _same_as(top.partition, "d", "r", top.kept_as)
+        tick.put("standing", f"{self._own_rows()} SEMI JOIN {delta} AS d ON {partition}")
+        tick.put("fresh", self._ranked(top, delta))
+        if tick.connection.execute(f"SELECT 1 FROM temp.fresh WHERE {GHOST} LIMIT 1").fetchall():
+            self._refresh_pieces(tick)
+        else:
+            fresh = f"SELECT {names(self.columns)} FROM temp.fresh"
+            tick.replace(self.table, self.columns, fresh, "FROM temp.standing", self._told_apart, self.relation.key)
+
+    def _ranked(self, top: Top, delta: str) -> str:
+        """The first rows among `temp.standing` and what came, with a ghost for the last of each partition that was full."""
+        (read,) = self.analysis.driving
+        own = names(top.kept_as)
+        kept = ", ".join(f"r.{quoted(name)} AS {quoted(column)}" for column, name in top.kept_as.items())
+        went = f"ANTI JOIN (FROM {delta} WHERE _sign = -1) AS d ON {_same_as(top.key, 'd', 'r', top.kept_as)}"
+        candidates = (
+            f"SELECT {kept}, false AS {GHOST} FROM temp.standing AS r {went} UNION ALL "
+            f"SELECT {own}, false FROM {delta} WHERE _sign = 1 UNION ALL "
+            f"SELECT {kept}, true FROM temp.standing AS r WHERE r.{quoted(top.rank)} = {top.limit}"
+        )
+        return self._query({read.index: f"({candidates})"}, self._ranking)
+
     def _refresh_pieces(self, tick: Tick) -> None:
         touched = self._put_touched(tick)
         if touched is None:
@@ -215,9 +246,10 @@ class Refresher:
 
     # -- the SQL --------------------------------------------------------------------------------------------------
 
-    def _query(self, sources: dict[int, str]) -> str:
+    def _query(self, sources: dict[int, str], template: str | None = None) -> str:
         return _OCCURRENCE.sub(
-            lambda match: sources.get(int(match[1])) or quoted(self._physical[int(match[1])]), self._template
+            lambda match: sources.get(int(match[1])) or quoted(self._physical[int(match[1])]),
+            template or self._template,
         )
 
     def _rows(self, occurrence: Occurrence, tick: Tick, sign: int) -> str:
@@ -344,6 +376,11 @@ def _same(columns: Iterable[str], left: str, right: str, nulls: frozenset[str]) 
     return " AND ".join(f"{left}.{quoted(c)} {_equals(c, nulls)} {right}.{quoted(c)}" for c in columns)
 
 
+def _same_as(columns: Iterable[str], left: str, right: str, named: dict[str, str]) -> str:
+    """Columns are the same as those of other names; NULL is the same as NULL."""
+    return " AND ".join(f"{left}.{quoted(c)} IS NOT DISTINCT FROM {right}.{quoted(named[c])}" for c in columns)
+
+
 def _equals(column: str, nulls: frozenset[str]) -> str:
     """DuckDB prunes what it scans by the keys of a plain equality alone."""
     return "IS NOT DISTINCT FROM" if column in nulls else "="
@@ -387,9 +424,9 @@ def _crossed(time_filter: TimeFilter, index: int) -> str:
     return text
 
 
-def _template(analysis: Analysis) -> str:
-    """The query with `"occurrence_<n>"` for each base relation it reads."""
-    query = analysis.query.copy()
+def _template(analysis: Analysis, query: exp.Query) -> str:
+    """A query with `"occurrence_<n>"` for each base relation it reads."""
+    query = query.copy()
     for number, table in enumerate(list(query.find_all(exp.Table))):
         table.set("this", exp.to_identifier(f"occurrence_{number}"))
     return to_duckdb(query, analysis.relation.path)
