@@ -33,7 +33,7 @@ BUSY = 100  # messages of a tick from which on the engine does not rest
 MAX_CHANGES = 20_000
 WAIT_FOR_MESSAGES = 0.02  # seconds
 BETWEEN_TICKS = 0.03
-LONGEST_REST = 0.25
+LONGEST_ROUND = 0.15  # a rest makes no round longer: what is spared then is not worth the delay
 BETWEEN_CLOCK_TICKS = timedelta(seconds=1)  # how often time alone makes rows come and go
 SAMPLE = 10  # the delay of one message in so many is noted
 BETWEEN_CATALOG_POLLS = 0.2
@@ -92,7 +92,7 @@ class Engine:
             self._answer_requests()
             taken = self.round()
             took = time.monotonic() - began
-            stop.wait(max(BETWEEN_TICKS - took, 0 if taken >= BUSY else min(took / 2, LONGEST_REST)))
+            stop.wait(_rest(took, taken))
 
     def close(self) -> None:
         self.intake.close()
@@ -266,6 +266,11 @@ class Engine:
 
     def lag(self) -> int:
         return sum(int(x["lag"]) for x in self.lags)
+
+
+def _rest(took: float, taken: int) -> float:
+    """Seconds after a round that took so long and brought so many messages."""
+    return max(0.0, BETWEEN_TICKS - took, 0.0 if taken >= BUSY else min(took / 2, LONGEST_ROUND - took))
 
 
 def _sample(messages: Intake) -> list[datetime]:
