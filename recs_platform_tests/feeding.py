@@ -92,6 +92,27 @@ class Feeder:
         return self.database.connection.execute(sql).fetchall()
 
 
+class Written:
+    """What is written of the sinks, tick by tick, as Redis would hold it."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._held: dict[str, dict[str, str]] = {sink.name: {} for sink in database.sinks()}
+
+    def write(self) -> None:
+        for sink in self.database.sinks():
+            for key, document in self.database.dirty_documents(sink):
+                if document is None:
+                    self._held[sink.name].pop(key, None)
+                else:
+                    self._held[sink.name][key] = document
+        self.database.note_written()
+
+    def wrong(self) -> list[str]:
+        """The sinks of which something else is held than what they hold."""
+        return [s.name for s in self.database.sinks() if self._held[s.name] != self.database.documents(s)]
+
+
 def differences(database: Database) -> dict[str, int]:
     """Relations whose rows are not what their whole query gives now, with the number of rows that differ.
 

@@ -15,7 +15,7 @@ from recs_platform.engines.local.incremental import Mode, analyse
 from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import default_sql_dir
-from recs_platform_tests.feeding import Feeder, differences, utc
+from recs_platform_tests.feeding import Feeder, Written, differences, utc
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 PRODUCTS = [f"p{i}" for i in range(8)]
@@ -63,6 +63,7 @@ ticks = st.fixed_dictionaries(
         "products": st.lists(products, max_size=3, unique_by=lambda p: p["product_id"]),
         "dropped": st.lists(st.sampled_from(PRODUCTS), max_size=1),
         "truncated": st.sampled_from([False, False, False, True]),
+        "redis_is_there": st.sampled_from([True, True, False]),
     }
 )
 
@@ -82,7 +83,7 @@ def test_incremental_equals_full_after_every_tick(
 ) -> None:
     database, now = Database(), START
     database.deploy(pipeline, now)
-    feeder = Feeder(database)
+    feeder, written = Feeder(database), Written(database)
     for tick in history:
         now += timedelta(seconds=int(str(tick["pause"])))
         kept = {str(p["product_id"]) for p in tick["products"]}
@@ -97,6 +98,9 @@ def test_incremental_equals_full_after_every_tick(
                 bool(tick["truncated"]),
             ),
         )
+        if tick["redis_is_there"]:
+            written.write()
+            assert written.wrong() == []
         assert differences(database) == {}
     database.close()
 
@@ -209,8 +213,9 @@ def test_rows_survive_when_the_log_is_trimmed(database: Database) -> None:
         ("trending_candidates", Mode.TOP, ("window_start",)),
         ("trending_products", Mode.DERIVED, None),
         ("user_recommendations_sink", Mode.DERIVED, None),
+        ("trending_products_sink", Mode.DOCUMENTS, ("window_start",)),
+        ("also_bought_sink", Mode.DOCUMENTS, ("product_id",)),
         ("category_lists", Mode.LINEAR, ("category",)),
-        ("trending_products_sink", Mode.KEYED, ("window_start",)),
         ("category_candidates", Mode.KEYED, ("category",)),
         ("also_bought", Mode.KEYED, ("product_id",)),
         ("user_recommendations", Mode.KEYED, ("user_id",)),

@@ -21,6 +21,7 @@ from sqlglot import exp
 from recs_platform.columns import DIALECT
 from recs_platform.engines import transpile
 from recs_platform.engines.local.cdc import TableChanges
+from recs_platform.engines.local.connection import Connection
 from recs_platform.engines.local.deltas import Tick, delta_table
 from recs_platform.engines.local.intake import Position
 from recs_platform.engines.local.refresh import Refresher
@@ -74,14 +75,13 @@ class Database:
     """Owns the DuckDB file. One thread ticks; others read through `reader()`."""
 
     def __init__(self, path: Path | str = ":memory:", memory_limit: str = "4GB") -> None:
-        self.connection = duckdb.connect(
-            str(path), config={"memory_limit": memory_limit, "threads": THREADS, "checkpoint_threshold": LONGEST_LOG}
-        )
+        config: dict[str, str | bool | int | float | list[str]] = {"threads": THREADS, "memory_limit": memory_limit}
+        self.connection = Connection(duckdb.connect(str(path), config=config | {"checkpoint_threshold": LONGEST_LOG}))
         self.connection.execute("SET preserve_insertion_order = false")
         self.connection.execute(
             "SET disabled_optimizers = 'common_subplan'"
         )  # costs small ticks 5 %, finds nothing in them
-        transpile.install(self.connection)
+        transpile.install(self.connection.inner)
         self.connection.execute(_STATE)
         self.connection.execute("SET enable_external_access = false")
         self.pipeline = Pipeline({})
@@ -103,7 +103,7 @@ class Database:
         return self.connection.cursor()
 
     @contextmanager
-    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def transaction(self) -> Iterator[Connection]:
         self.connection.execute("BEGIN")
         try:
             yield self.connection
@@ -385,6 +385,11 @@ class Database:
             f"SELECT d.key, CASE WHEN s.key IS NOT NULL THEN {document} END "
             f"FROM {keys} AS d LEFT JOIN {rows} AS s ON d.key = s.key"
         ).fetchall()
+
+    def documents(self, sink: Relation) -> dict[str, str]:
+        """Key → JSON document of all that a sink holds: what Redis has when everything is written."""
+        query = f"SELECT s.key, {_document(sink)} FROM {quoted(sink.physical_name)} AS s"
+        return dict(self.connection.execute(query).fetchall())
 
     def _saved_time(self) -> datetime:
         saved = self.fact("time")

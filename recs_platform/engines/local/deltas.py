@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-import duckdb
-
+from recs_platform.engines.local.connection import Connection
 from recs_platform.engines.local.storage import Storage, quoted
 
 
@@ -28,7 +27,7 @@ class Rows(Enum):
 class Tick:
     """One tick under way. `changed`: physical name → whether rows went, too, for every relation with a delta."""
 
-    connection: duckdb.DuckDBPyConnection
+    connection: Connection
     storage: Storage
     has_moved: bool = False  # NOW() is later than at the tick before
     changed: dict[str, bool] = field(default_factory=dict)

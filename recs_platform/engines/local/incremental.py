@@ -15,6 +15,7 @@ The modes, from the cheapest to the one that is always right:
   left, the pieces they touch are recomputed;
 - `TOP`: the first rows of each partition of one relation: those kept and those new are ranked anew, see `ranking`;
 - `KEYED`: the pieces that changed rows touch are recomputed;
+- `DOCUMENTS`: the same of a sink, whose rows nothing reads: they are worked out for Redis and kept nowhere;
 - `FULL`: no key could be shown; everything is recomputed when anything it reads changes.
 """
 
@@ -39,6 +40,7 @@ class Mode(StrEnum):
     ADDITIVE = "additive"
     TOP = "top"
     KEYED = "keyed"
+    DOCUMENTS = "documents"
     FULL = "full"
 
 
@@ -52,7 +54,7 @@ class Analysis:
     key: tuple[str, ...]
     occurrences: tuple[Occurrence, ...]
     used: dict[int, frozenset[str]]
-    traced_key: dict[str, Traced]
+    traced_key: dict[str, Traced]  # and of a sink's Redis key, where it can be told from what is read
     edges: tuple[Edge, ...]
     filters: dict[int, list[exp.Expr]]
     time_filters: tuple[TimeFilter, ...]
@@ -70,7 +72,7 @@ class Analysis:
     def path_to_key(self, start: int) -> tuple[list[Edge], dict[str, exp.Expr]] | None:
         """The joins that lead from an occurrence to expressions of the whole key, or None where none do."""
         reached, edges = {start}, []
-        missing = [k for k in self.key if start not in self.traced_key[k]]
+        missing = [k for k in self.traced_key if start not in self.traced_key[k]]
         while any(not (reached & self.traced_key[k].keys()) for k in missing):
             edge = next((e for e in self.edges if (e.left in reached) != (e.right in reached)), None)
             if edge is None:
@@ -80,7 +82,7 @@ class Analysis:
         return edges, {
             k: self.traced_key[k].get(start)
             or next(self.traced_key[k][i] for i in sorted(reached & self.traced_key[k].keys()))
-            for k in self.key
+            for k in self.traced_key
         }
 
 
@@ -111,6 +113,7 @@ def _analysed(relation: Relation, pipeline: Pipeline, query: exp.Query) -> Analy
     survivors = {name: found for name, found in traced.items() if found}
     # Where the rows' own key survived, a piece is one row: nothing is finer.
     key = relation.key if relation.key and set(relation.key) <= survivors.keys() else tuple(survivors)
+    redis_key = {"key"} & survivors.keys() if relation.kind is Kind.SINK else set()
     analysis = Analysis(
         relation=relation,
         query=query,
@@ -118,7 +121,7 @@ def _analysed(relation: Relation, pipeline: Pipeline, query: exp.Query) -> Analy
         key=key,
         occurrences=tuple(tracer.occurrences.values()),
         used=tracer.used(),
-        traced_key={k: survivors[k] for k in key},
+        traced_key={k: survivors[k] for k in dict.fromkeys((*key, *redis_key))},
         edges=tuple(tracer.edges()),
         filters=tracer.filters(),
         time_filters=tuple(tracer.time_filters),
@@ -160,7 +163,15 @@ def _mode(analysis: Analysis, tracer: Tracer, pipeline: Pipeline) -> Mode:
     is_sum = own_key and analysis.combined.keys() == set(analysis.query.named_selects) - set(analysis.key)
     if is_sum and analysis.combined:
         return Mode.ADDITIVE
-    return Mode.TOP if analysis.top and is_timeless else Mode.KEYED
+    if analysis.top and is_timeless:
+        return Mode.TOP
+    return Mode.DOCUMENTS if _tells_redis_keys(analysis) else Mode.KEYED
+
+
+def _tells_redis_keys(analysis: Analysis) -> bool:
+    """Whether each change of what a sink reads tells which Redis keys it touches."""
+    has_key = analysis.relation.kind is Kind.SINK and "key" in analysis.traced_key
+    return has_key and all(analysis.path_to_key(o.index) is not None for o in analysis.driving)
 
 
 def _top(query: exp.Query, tracer: Tracer, pipeline: Pipeline) -> Top | None:

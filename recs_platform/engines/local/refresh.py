@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-import duckdb
 from sqlglot import exp
 
+from recs_platform.engines.local.connection import Connection
 from recs_platform.engines.local.deltas import Rows, Tick, delta_name, delta_table, from_pairs, names
 from recs_platform.engines.local.incremental import Analysis, Mode, analyse
-from recs_platform.engines.local.ranking import GHOST, Top, with_ghosts
+from recs_platform.engines.local.ranking import GHOST, with_ghosts
 from recs_platform.engines.local.storage import Storage, quoted
 from recs_platform.engines.local.tracing import Edge, Occurrence, TimeFilter
 from recs_platform.engines.transpile import micros, to_duckdb
@@ -50,6 +50,7 @@ class Refresher:
             Mode.ADDITIVE: self._add,
             Mode.TOP: self._rank,
             Mode.KEYED: self._refresh_pieces,
+            Mode.DOCUMENTS: self._hand_on,
             Mode.FULL: self._recompute,
         }
 
@@ -60,7 +61,7 @@ class Refresher:
     @property
     def is_view(self) -> bool:
         """Whether no rows of it are kept."""
-        return self.mode in (Mode.PASSING, Mode.DERIVED)
+        return self.mode in (Mode.PASSING, Mode.DERIVED, Mode.DOCUMENTS)
 
     def full_sql(self) -> str:
         """The whole query over the upstreams' tables: what the rows must equal after every tick."""
@@ -71,12 +72,12 @@ class Refresher:
         """The table that holds its rows; None where none are kept."""
         return None if self.is_view else self._storage.table(self.table)
 
-    def open(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def open(self, connection: Connection) -> None:
         """To be called before anything else is, when what it reads is there."""
         if self._may_hold_lists and not self.is_view:
             self._storage.learn(connection, self.table, self.full_sql())
 
-    def create(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def create(self, connection: Connection) -> None:
         """Computes the relation anew from what it reads."""
         if self.is_view:
             connection.execute(f"CREATE OR REPLACE VIEW {quoted(self.table)} AS {self.full_sql()}")
@@ -120,7 +121,7 @@ class Refresher:
         elif any(self._physical[o.index] in tick.changed for o in self.analysis.driving):
             tick.add(self.table, self.columns, fresh)
 
-    def _has_expired(self, connection: duckdb.DuckDBPyConnection) -> bool:
+    def _has_expired(self, connection: Connection) -> bool:
         if not self._expired:
             return False
         return bool(connection.execute(f"SELECT 1 FROM {quoted(self.table)} WHERE {self._expired} LIMIT 1").fetchall())
@@ -161,30 +162,49 @@ class Refresher:
 
     def _rank(self, tick: Tick) -> None:
         """Of the first rows of each partition: those that still stand and those that came, ranked; see `ranking`."""
-        (read,) = self.analysis.driving
-        top, delta = self.analysis.top, delta_table(self._physical[read.index])
-        assert top is not None
-        partition = _same_as(top.partition, "d", "r", top.kept_as)
-        tick.put("standing", f"{self._own_rows()} SEMI JOIN {delta} AS d ON {partition}")
-        tick.put("fresh", self._ranked(top, delta))
-        if tick.connection.execute(f"SELECT 1 FROM temp.fresh WHERE {GHOST} LIMIT 1").fetchall():
+        has_changed = tick.put(delta_name(self.table), self._ranked())
+        if has_changed and self._has_ghost(tick.connection):
             self._refresh_pieces(tick)
-        else:
-            fresh = f"SELECT {names(self.columns)} FROM temp.fresh"
-            tick.replace(self.table, self.columns, fresh, "FROM temp.standing", self._told_apart, self.relation.key)
+        elif has_changed:
+            tick.write(self.table, self.columns)
 
-    def _ranked(self, top: Top, delta: str) -> str:
-        """The first rows among `temp.standing` and what came, with a ghost for the last of each partition that was full."""
+    def _has_ghost(self, connection: Connection) -> bool:
+        return bool(connection.execute(f"SELECT 1 FROM {delta_table(self.table)} WHERE {GHOST} LIMIT 1").fetchall())
+
+    def _ranked(self) -> str:
+        """The delta of the touched partitions, with a ghost for the last row of each that was full, where it moved up."""
         (read,) = self.analysis.driving
-        own = names(top.kept_as)
-        kept = ", ".join(f"r.{quoted(name)} AS {quoted(column)}" for column, name in top.kept_as.items())
-        went = f"ANTI JOIN (FROM {delta} WHERE _sign = -1) AS d ON {_same_as(top.key, 'd', 'r', top.kept_as)}"
+        top, came = self.analysis.top, delta_table(self._physical[read.index])
+        assert top is not None
+        own, kept_names = names(self.columns), top.kept_as
+        kept = ", ".join(f"r.{quoted(name)} AS {quoted(column)}" for column, name in kept_names.items())
+        went = f"ANTI JOIN (FROM {came} WHERE _sign = -1) AS d ON {_same_as(top.key, 'd', 'r', kept_names)}"
         candidates = (
-            f"SELECT {kept}, false AS {GHOST} FROM temp.standing AS r {went} UNION ALL "
-            f"SELECT {own}, false FROM {delta} WHERE _sign = 1 UNION ALL "
-            f"SELECT {kept}, true FROM temp.standing AS r WHERE r.{quoted(top.rank)} = {top.limit}"
+            f"(SELECT {kept}, false AS {GHOST} FROM standing AS r {went} UNION ALL "
+            f"SELECT {names(kept_names)}, false FROM {came} WHERE _sign = 1 UNION ALL "
+            f"SELECT {kept}, true FROM standing AS r WHERE r.{quoted(top.rank)} = {top.limit})"
         )
-        return self._query({read.index: f"({candidates})"}, self._ranking)
+        partition = _same_as(top.partition, "d", "r", kept_names)
+        return (
+            f"WITH standing AS MATERIALIZED ({self._own_rows()} SEMI JOIN {came} AS d ON {partition}) "
+            f"SELECT {own}, {GHOST}, sum(_sign)::INTEGER AS _sign, max(_rowid) AS _rowid FROM ("
+            f"SELECT {own}, {GHOST}, 1 AS _sign, NULL::BIGINT AS _rowid "
+            f"FROM ({self._query({read.index: candidates}, self._ranking)}) AS ranked "
+            f"UNION ALL SELECT {own}, false, -1, _rowid FROM standing) AS signed "
+            f"GROUP BY {own}, {GHOST} HAVING sum(_sign) <> 0"
+        )
+
+    def _hand_on(self, tick: Tick) -> None:
+        """A document for each touched key that has one, and the bare key of each that has none any more."""
+        if not self._put_touched(tick):
+            return
+        fresh = self._pieces(self._nulls(tick, "touched"))
+        delta = (
+            f"WITH fresh AS MATERIALIZED ({fresh}) SELECT *, 1 AS _sign, NULL::BIGINT AS _rowid FROM fresh "
+            "UNION ALL BY NAME SELECT DISTINCT t.key, -1 AS _sign FROM temp.touched AS t ANTI JOIN fresh USING (key)"
+        )
+        if tick.put(delta_name(self.table), delta):
+            tick.changed[self.table] = True
 
     def _refresh_pieces(self, tick: Tick) -> None:
         touched = self._put_touched(tick)

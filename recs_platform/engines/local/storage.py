@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import duckdb
+from recs_platform.engines.local.connection import Connection
 
 LIST = "VARCHAR[]"
 
@@ -19,12 +19,12 @@ class Storage:
     def __init__(self) -> None:
         self._packed: dict[str, frozenset[str]] = {}
 
-    def learn(self, connection: duckdb.DuckDBPyConnection, physical: str, query: str) -> None:
+    def learn(self, connection: Connection, physical: str, query: str) -> None:
         """What is packed of a relation with the rows of that query."""
         columns = connection.execute(f"DESCRIBE {query}").fetchall()
         self._packed[physical] = frozenset(name for name, kind, *_ in columns if kind == LIST)
 
-    def create(self, connection: duckdb.DuckDBPyConnection, physical: str, columns: Iterable[str], query: str) -> None:
+    def create(self, connection: Connection, physical: str, columns: Iterable[str], query: str) -> None:
         """Keeps the rows of a query; what was kept under that name is gone."""
         columns, lists, table = list(columns), self._packed.get(physical), self.table(physical)
         drop(connection, physical)
@@ -61,7 +61,7 @@ class Storage:
         )
 
 
-def drop(connection: duckdb.DuckDBPyConnection, physical: str) -> None:
+def drop(connection: Connection, physical: str) -> None:
     """Drops a relation, whatever it is kept as."""
     is_view = connection.execute("SELECT 1 FROM duckdb_views() WHERE view_name = ?", [physical]).fetchall()
     connection.execute(f"DROP {'VIEW' if is_view else 'TABLE'} IF EXISTS {quoted(physical)}")

@@ -127,12 +127,11 @@ class Tracer:
         return self.expression(scope, projection) if self._partitions(scope, projection) else {}
 
     def _partitions(self, scope: Scope, projection: exp.Expr) -> bool:
-        select, text = scope.expression, projection.sql()
-        group = select.args.get("group")
-        if group is not None and text not in [g.sql() for g in group.expressions]:
+        group = scope.expression.args.get("group")
+        if group is not None and not _is_of(projection, group.expressions):
             return False
         windows = _own(scope, exp.Window)
-        if any(text not in [p.sql() for p in window.args.get("partition_by") or []] for window in windows):
+        if not all(_is_of(projection, window.args.get("partition_by") or []) for window in windows):
             return False
         return group is not None or bool(windows) or not _own(scope, exp.AggFunc)
 
@@ -205,6 +204,12 @@ class Tracer:
             self.time_filters.append(TimeFilter(traced, parsed[1], parsed[2]))
         else:
             self.clock_bound = True
+
+
+def _is_of(expression: exp.Expr, parts: list[exp.Expr]) -> bool:
+    """Whether rows that agree in the parts agree in the expression: it is one of them, or made of them alone."""
+    texts, columns = [part.sql() for part in parts], list(expression.find_all(exp.Column))
+    return expression.sql() in texts or (bool(columns) and all(column.sql() in texts for column in columns))
 
 
 def _way(aggregate: exp.Expr) -> str | None:
