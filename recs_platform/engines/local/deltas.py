@@ -56,7 +56,7 @@ class Tick:
             f"SELECT {own}, -1, _rowid FROM ({stale}) AS stale"
         )
         if rows is Rows.KEYED:
-            delta = from_pairs(columns, key, _paired(columns, key, fresh, stale))
+            delta = from_pairs(columns, key, paired(columns, key, fresh, stale))
         if rows is Rows.UNIQUE:
             delta = (
                 f"SELECT {own}, sum(_sign)::INTEGER AS _sign, max(_rowid) AS _rowid FROM ({delta}) AS signed "
@@ -130,7 +130,8 @@ def from_pairs(columns: Sequence[str], key: Sequence[str], pairs: str) -> str:
     )
 
 
-def _paired(columns: Sequence[str], key: Sequence[str], fresh: str, stale: str) -> str:
+def paired(columns: Sequence[str], key: Sequence[str], fresh: str, stale: str) -> str:
+    """Rows after and before, side by side, as `from_pairs` wants them."""
     keys = ", ".join(f"COALESCE(f.{quoted(k)}, s.{quoted(k)}) AS {quoted(k)}" for k in key)
     values = "".join(f", f.{quoted(c)}, s.{quoted(c)} AS {quoted('old ' + c)}" for c in columns if c not in key)
     same = " AND ".join(f"f.{quoted(k)} IS NOT DISTINCT FROM s.{quoted(k)}" for k in key)

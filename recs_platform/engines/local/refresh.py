@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from sqlglot import exp
 
 from recs_platform.engines.local.connection import Connection
-from recs_platform.engines.local.deltas import Rows, Tick, delta_name, delta_table, from_pairs, names
+from recs_platform.engines.local.deltas import Rows, Tick, delta_name, delta_table, from_pairs, names, paired
 from recs_platform.engines.local.incremental import Analysis, Mode, analyse
 from recs_platform.engines.local.ranking import GHOST, with_ghosts
 from recs_platform.engines.local.storage import Storage, quoted
@@ -136,28 +136,34 @@ class Refresher:
             self._replace(tick, self._query(self._changed_rows(tick)), self._nulls(tick, "touched"))
 
     def _add(self, tick: Tick) -> None:
-        (read,) = self.analysis.driving
-        if not self._only_gains(tick):
-            self._refresh_pieces(tick)
+        """What came is added to the row that stands; pieces that lost a row, or that time touched, are computed anew."""
+        lost = 0 if self._only_gains(tick) else self._put_touched(tick)
+        if lost is None:
+            self._recompute(tick)
             return
-        has_new = tick.put("fresh", self._query({read.index: self._rows(read, tick, 1)}))
-        if has_new and tick.put(delta_name(self.table), self._added(self._nulls(tick, "fresh"))):
+        (read,) = self.analysis.driving
+        came = self._query({read.index: self._rows(read, tick, 1)})
+        pairs = []
+        if lost:
+            nulls = self._nulls(tick, "touched")
+            pairs.append(paired(self.columns, self.analysis.key, self._pieces(nulls), self._stale(nulls)))
+            came = f"SELECT * FROM ({came}) AS f ANTI JOIN temp.touched AS t ON {_same(self.analysis.key, 'f', 't', nulls)}"
+        if tick.put("fresh", came):
+            pairs.append(self._added(self._nulls(tick, "fresh")))
+        delta = from_pairs(self.columns, self.analysis.key, " UNION ALL BY NAME ".join(pairs)) if pairs else None
+        if delta and tick.put(delta_name(self.table), delta):
             tick.write(self.table, self.columns)
 
     def _added(self, nulls: frozenset[str]) -> str:
-        """The delta of the rows that `temp.fresh` adds to."""
+        """The rows that `temp.fresh` adds to, before and after."""
         ways, key = self.analysis.combined, self.analysis.key
         values = "".join(
             f", {_combined(way, f'o.{quoted(c)}', f'f.{quoted(c)}')} AS {quoted(c)}, o.{quoted(c)} AS {quoted('old ' + c)}"
             for c, way in ways.items()
         )
-        same = _same(key, "o", "f", nulls)
-        standing = f"{self._own_rows('o')} SEMI JOIN temp.fresh AS f ON {same}"
-        return from_pairs(
-            self.columns,
-            key,
+        return (
             f"SELECT {names(key, 'f')}{values}, true AS _is_there, o._rowid "
-            f"FROM temp.fresh AS f LEFT JOIN ({standing}) AS o ON {same}",
+            f"FROM temp.fresh AS f LEFT JOIN ({self._own_rows('o')}) AS o ON {_same(key, 'o', 'f', nulls)}"
         )
 
     def _rank(self, tick: Tick) -> None:
@@ -244,8 +250,16 @@ class Refresher:
 
     def _replace(self, tick: Tick, fresh: str, nulls: frozenset[str]) -> None:
         """Puts fresh rows for all that have a touched key."""
-        stale = f"{self._own_rows()} SEMI JOIN temp.touched ON {_same(self.analysis.key, 'r', 'touched', nulls)}"
-        tick.replace(self.table, self.columns, fresh, stale, self._told_apart, self.relation.key)
+        tick.replace(self.table, self.columns, fresh, self._stale(nulls), self._told_apart, self.relation.key)
+
+    def _stale(self, nulls: frozenset[str]) -> str:
+        """Its rows that have a touched key."""
+        return f"{self._own_rows()} SEMI JOIN temp.touched ON {_same(self.analysis.key, 'r', 'touched', nulls)}"
+
+    @property
+    def _keeps_what_stands(self) -> bool:
+        """Whether a row that is merely new leaves all that is there as it is, or is added to it."""
+        return self.mode in (Mode.LINEAR, Mode.ADDITIVE)
 
     @property
     def _told_apart(self) -> Rows:
@@ -320,7 +334,7 @@ class Refresher:
         """The keys that changed rows of an occurrence touch; None where they cannot be told."""
         wanted = [_relaxed(f, occurrence.index) for f in self.analysis.time_filters if occurrence.index in f.subject]
         delta = self._delta_that_matters(occurrence, tick)
-        if self.mode is Mode.LINEAR:  # what is merely new has no old row to replace
+        if self._keeps_what_stands:
             wanted.append("_sign = -1")
         return self._keys_from(occurrence, delta, wanted, tick)
 
@@ -328,7 +342,7 @@ class Refresher:
         """A delta without the rows that changed only in columns that are not read: a price moves no category."""
         delta, used = delta_table(self._physical[occurrence.index]), self.analysis.used[occurrence.index]
         columns = self._columns_of[occurrence.index]
-        if self.mode is Mode.LINEAR or used.issuperset(columns) or not tick.changed[self._physical[occurrence.index]]:
+        if self._keeps_what_stands or used.issuperset(columns) or not tick.changed[self._physical[occurrence.index]]:
             return delta
         own = names(column for column in columns if column in used)
         return f"(SELECT {own} FROM {delta} GROUP BY {own} HAVING sum(_sign) <> 0)"
