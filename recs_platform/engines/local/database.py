@@ -375,16 +375,16 @@ class Database:
         """Keys to write with their JSON documents; None where the key must go."""
         physical, document = sink.physical_name, _document(sink)
         if self._dirty_in_delta is None:
-            keys, rows = f"(SELECT DISTINCT key FROM recs.dirty WHERE sink = '{physical}')", quoted(physical)
+            query = (
+                f"SELECT d.key, CASE WHEN s.key IS NOT NULL THEN {document} END "
+                f"FROM (SELECT DISTINCT key FROM recs.dirty WHERE sink = '{physical}') AS d "
+                f"LEFT JOIN {quoted(physical)} AS s ON d.key = s.key"
+            )
         elif physical in self._dirty_in_delta:
-            delta = delta_table(physical)
-            keys, rows = f"(SELECT DISTINCT key FROM {delta})", f"(SELECT * FROM {delta} WHERE _sign = 1)"
+            query = f"SELECT key, any_value({document}) FILTER (WHERE _sign = 1) FROM {delta_table(physical)} AS s GROUP BY key"
         else:
             return []
-        return self.connection.execute(
-            f"SELECT d.key, CASE WHEN s.key IS NOT NULL THEN {document} END "
-            f"FROM {keys} AS d LEFT JOIN {rows} AS s ON d.key = s.key"
-        ).fetchall()
+        return self.connection.execute(query).fetchall()
 
     def documents(self, sink: Relation) -> dict[str, str]:
         """Key → JSON document of all that a sink holds: what Redis has when everything is written."""

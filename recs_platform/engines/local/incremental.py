@@ -11,8 +11,8 @@ The modes, from the cheapest to the one that is always right:
 - `DERIVED`: one row in, at most one out, and cheap to work out: a view of DuckDB's, and only its changes are computed;
 - `APPEND`: messages of a Kafka source, one in, at most one out; rows leave only as time passes;
 - `LINEAR`: one row in, at most one out, identified by its key: only changed rows are computed;
-- `ADDITIVE`: counts, sums and extremes of one relation's rows: what is new is added to the row that stands; where rows
-  left, the pieces they touch are recomputed;
+- `ADDITIVE`: counts, sums and extremes of the rows of one relation that hardly ever lose one: what is new is added to
+  the row that stands; where rows left, the pieces they touch are recomputed;
 - `TOP`: the first rows of each partition of one relation: those kept and those new are ranked anew, see `ranking`;
 - `KEYED`: the pieces that changed rows touch are recomputed;
 - `DOCUMENTS`: the same of a sink, whose rows nothing reads: they are worked out for Redis and kept nowhere;
@@ -161,7 +161,7 @@ def _mode(analysis: Analysis, tracer: Tracer, pipeline: Pipeline) -> Mode:
             analysis.relation.path,
         )
     is_sum = own_key and analysis.combined.keys() == set(analysis.query.named_selects) - set(analysis.key)
-    if is_sum and analysis.combined:
+    if is_sum and analysis.combined and all(_only_grows(pipeline[o.relation], pipeline) for o in analysis.driving):
         return Mode.ADDITIVE
     if analysis.top and is_timeless:
         return Mode.TOP
@@ -182,6 +182,12 @@ def _top(query: exp.Query, tracer: Tracer, pipeline: Pipeline) -> Top | None:
 def _brings_messages(relation: Relation) -> bool:
     """A Kafka source, or a plain view: what is left of those after inlining passes messages on."""
     return relation.kind is Kind.SOURCE or not relation.is_materialized
+
+
+def _only_grows(relation: Relation, pipeline: Pipeline) -> bool:
+    """Whether its rows stand for messages, so that they leave by time alone; rows of others are replaced."""
+    is_kept = relation.query is not None and relation.is_materialized
+    return is_kept and analyse(relation, pipeline).mode in (Mode.APPEND, Mode.LINEAR)
 
 
 def _is_cheap(analysis: Analysis) -> bool:
