@@ -45,7 +45,7 @@ bench: install  ## how fast it is and what it costs: about an hour, into .bench/
 bench-quick: install  ## only that the benchmarks run
 	$(BIN)/python -m bench --quick $(OPTIONS)
 
-bench-%: install  ## one part: freshness, sustained, catchup, rebuild, slope, writes, memory, serving, restart, baselines
+bench-%: install  ## one part: freshness, sustained, catchup, rebuild, slope, writes, memory, serving, restart, ticks, baselines
 	$(BIN)/python -m bench $* $(OPTIONS)
 
 lock: install  ## write requirements.lock anew from pyproject.toml

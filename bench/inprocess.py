@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from bench.traffic import Batch, Population, Traffic, history, micros, products, shoppers
 from recs_platform.engines.local.cdc import TableChanges
-from recs_platform.engines.local.database import Database, TickInput
+from recs_platform.engines.local.database import Database, TickInput, TickResult
 from recs_platform.events import TOPICS
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings
@@ -28,7 +28,9 @@ class Cost(NamedTuple):
 
 
 class InProcess:
-    """One database with its catalog and a day's events; `tick` takes in new ones."""
+    """One database with its catalog and a day's events; `tick` takes in new ones. `last` tells of the last one."""
+
+    last: TickResult
 
     def __init__(self, path: Path, population: Population, events: int) -> None:
         self.population = population
@@ -53,7 +55,8 @@ class InProcess:
     def _take_in(self, batch: Batch) -> Cost:
         messages = self._messages(batch)
         wall, cpu = time.perf_counter(), time.process_time()
-        self.database.tick(self.now.replace(microsecond=0), TickInput(messages=messages))  # time moves once a second
+        now = self.now.replace(microsecond=0)  # time moves once a second
+        self.last = self.database.tick(now, TickInput(messages=messages))
         self.database.note_written()
         return Cost(time.perf_counter() - wall, time.process_time() - cpu)
 

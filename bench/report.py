@@ -97,6 +97,7 @@ def keep(section: Section, options: Options) -> None:
         "sizes": f"{options.events:,} events, {options.users:,} shoppers, {options.products:,} products, "
         f"{options.categories:,} categories",
         "machine": machine.describe(),
+        "speed": machine.speed(),
         "versions": machine.versions(),
     }
     path = options.out / f"{section.part}.json"
@@ -153,7 +154,16 @@ def _section(section: Section) -> Iterable[str]:
         yield _table(table.columns, table.rows)
     for figure in section.figures:
         yield f"![{figure.caption}]({figure.file})"
-    yield f"`{facts['command']}`, {facts['date']}, {facts['sizes']}, repeats {facts['repeats']}, seed {facts['seed']}."
+    yield (
+        f"`{facts['command']}`, {facts['date']}, {facts['sizes']}, repeats {facts['repeats']}, seed {facts['seed']}. "
+        f"{_speed(facts.get('speed', {}))}"
+    )
+
+
+def _speed(measured: Mapping[str, float]) -> str:
+    works = {"statement": "a small statement of DuckDB", "loop": "a loop over a million in Python"}
+    found = [f"{works[work]} {took:.1f} ms" for work, took in measured.items()]
+    return f"Right after it: {', '.join(found)}; figures of another time or machine compare by these." if found else ""
 
 
 def _setting(sections: list[Section]) -> Iterable[str]:

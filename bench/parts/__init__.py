@@ -9,14 +9,15 @@ from bench.report import Section
 from bench.session import Session
 
 ORDER = (
-    "freshness", "sustained", "catchup", "rebuild", "slope", "writes", "memory", "serving", "restart", "baselines",
+    "freshness", "sustained", "catchup", "rebuild", "slope", "writes", "memory", "serving", "restart", "ticks",
+    "baselines",
 )  # fmt: skip
 """As they stand in the report."""
 
 SHARING = ("memory", "rebuild", "freshness", "writes", "serving", "sustained")
 """These use one stack with its preload, in this order: what it costs at rest before what makes it grow."""
 
-ALONE = ("baselines", "catchup", "restart", "slope")
+ALONE = ("baselines", "catchup", "restart", "slope", "ticks")
 """These have the machine to themselves."""
 
 

@@ -31,7 +31,7 @@ log = logging.getLogger("recs.engine")
 MAX_MESSAGES = 250_000  # a tick; large ones cost less a message
 BUSY = 100  # messages of a tick from which on the engine does not rest
 MAX_CHANGES = 20_000
-WAIT_FOR_MESSAGES = 0.02  # seconds
+WAIT_FOR_MESSAGES = 0.1  # seconds; a fetch takes less, even one that finds nothing
 BETWEEN_TICKS = 0.03
 LONGEST_ROUND = 0.15  # a rest makes no round longer: what is spared then is not worth the delay
 BETWEEN_CLOCK_TICKS = timedelta(seconds=1)  # how often time alone makes rows come and go

@@ -31,13 +31,12 @@ REQUEST_SECONDS = 2.0
 # How long a fetch may wait at the broker. The embedded one answers after half of it, so it is the latency of a message
 # on an idle topic; and it looks for the offset from the start of the partition, so that a short wait finds nothing
 # once a partition is long. It begins short and grows when a partition stands still although it holds more.
-FETCH_WAIT_MS, LONGEST_FETCH_WAIT_MS = 20, 2_000
+FETCH_WAIT_MS, LONGEST_FETCH_WAIT_MS = 80, 2_000
 LOOK_SECONDS = 2.0  # how often a partition is looked at for standing still
 FEW = 500  # messages a poll, and messages of lag
 PARTITION_FETCH_BYTES = 4 << 20
 AT_ONCE = 20_000  # messages
 A_MOMENT = 0.05  # seconds
-TO_GATHER = 0.02  # seconds between fetches that bring few: each costs the broker the same
 BEGAN_ANEW = "the topic began anew (it was created again, or its broker lost it): read from its start"
 RETENTION = "the broker no longer keeps the messages from there on: read from the first one it has"
 CUT_SHORT = "the broker lost the end of the partition: read from where it ends now"
@@ -265,9 +264,11 @@ class _Batch:
 
 
 class _Reader:
-    """Reads given partitions from given offsets, all the time, in a thread of its own; at most so much ahead.
+    """Reads given partitions from given offsets in a thread of its own: a backlog all the time, at most so much ahead,
+    and what comes in drops when it is asked for.
 
-    All the time, because an answer that waits in a socket while nobody reads is old when it is read at last.
+    For a fetch costs the embedded broker the same however little it brings, a third of a core when it is fetched from all
+    the time; and an answer that waits while nobody reads is old when it is read at last.
     Raises `KafkaError` when the brokers cannot be reached.
     """
 
@@ -276,7 +277,10 @@ class _Reader:
     ) -> None:
         self._max_messages = max_messages
         self._partitions = {at: TopicPartition(*at) for at in offsets}
+        self._fetch_wait_ms = fetch_wait_ms
         self._changed = threading.Condition()
+        self._wanted = asyncio.Event()
+        self._is_fetching = False
         self._batches: deque[_Batch] = deque()
         self._failure: Exception | None = None
         self._is_closed = False
@@ -290,9 +294,12 @@ class _Reader:
         self._thread.start()
 
     def read(self, timeout: float) -> _Batch:
-        """What has come since the last time; waits up to `timeout` seconds for the first message."""
+        """What has been read ahead, or what a fetch brings now; waits up to `timeout` seconds for that."""
         with self._changed:
-            self._changed.wait_for(lambda: self._batches or self._failure, timeout)
+            if not self._is_fetching:
+                self._is_fetching = True
+                self._want()
+            self._changed.wait_for(lambda: not self._is_fetching or self._failure or self._is_full(AT_ONCE), timeout)
             if self._failure is not None and not self._batches:
                 raise self._failure
             taken: list[_Batch] = []
@@ -307,9 +314,13 @@ class _Reader:
         with self._changed:
             self._is_closed = True
             self._batches.clear()
-            self._changed.notify()
+        self._want()
         self._thread.join()
         self._loop.close()
+
+    def _want(self) -> None:
+        with suppress(RuntimeError):  # the thread has ended, and its loop with it
+            self._loop.get_loop().call_soon_threadsafe(self._wanted.set)
 
     def _run(self) -> None:
         with self._loop:
@@ -349,34 +360,48 @@ class _Reader:
 
     async def _read_on(self) -> None:
         while not self._is_closed:
-            if not self._partitions or self._is_full():
+            if not self._partitions or self._is_full(self._max_messages):
                 await asyncio.sleep(A_MOMENT)  # there is nothing to read, or nobody takes it
                 continue
+            await self._wanted.wait()
             try:
-                taken = await self._consumer.getmany(
-                    timeout_ms=round(1000 * A_MOMENT), max_records=min(AT_ONCE, self._max_messages)
-                )
+                taken = await self._fetched()
             except OffsetOutOfRangeError as error:
                 out_of_range = frozenset((at.topic, at.partition) for at in error.args[0])
                 self._put(_Batch({}, await self._next_offsets(), self._ends(), out_of_range))
                 return
             records: dict[str, list[Any]] = {}
-            for partition, found in taken.items():
+            for partition, found in taken:
                 records.setdefault(partition.topic, []).extend(found)
+            next_offsets, ends = await self._next_offsets(), self._ends()
+            if sum(max(0, end - next_offsets[at]) for at, end in ends.items()) < AT_ONCE:
+                self._consumer.pause(*self._partitions.values())
+                self._wanted.clear()
             tables = {topic: [_table(found)] for topic, found in records.items()}
-            self._put(_Batch(tables, await self._next_offsets(), self._ends(), frozenset()))
-            if 0 < sum(map(len, records.values())) < FEW:
-                await asyncio.sleep(TO_GATHER)
+            self._put(_Batch(tables, next_offsets, ends, frozenset()))
 
-    def _is_full(self) -> bool:
-        return sum(batch.count for batch in self._batches) >= self._max_messages
+    async def _fetched(self) -> list[tuple[TopicPartition, list[Any]]]:
+        """What was left of the last round, and what a fetch brings that is sent now.
+
+        The consumer sends fetches by itself as soon as it has handed something on, unless its partitions are paused; one
+        may be under way by then, and what it brings is old when it is wanted.
+        """
+        at_most = min(AT_ONCE, self._max_messages)
+        self._consumer.resume(*self._partitions.values())
+        left = await self._consumer.getmany(max_records=at_most)
+        room = at_most - sum(map(len, left.values()))
+        fresh = await self._consumer.getmany(timeout_ms=self._fetch_wait_ms, max_records=room) if room else {}
+        return [*left.items(), *fresh.items()]
+
+    def _is_full(self, most: int) -> bool:
+        return sum(batch.count for batch in self._batches) >= most
 
     def _put(self, batch: _Batch) -> None:
         with self._changed:
             if batch.count or batch.out_of_range or not self._batches:
                 self._batches.append(batch)
-            if batch.count or batch.out_of_range:
-                self._changed.notify()
+            self._is_fetching = self._wanted.is_set()
+            self._changed.notify()
 
     async def _next_offsets(self) -> dict[Partition, int]:
         """Behind the last message taken, and behind the marks of transactions, which are no messages."""

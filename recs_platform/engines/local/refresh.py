@@ -18,8 +18,9 @@ from recs_platform.engines.local.deltas import Rows, Tick, delta_name, delta_tab
 from recs_platform.engines.local.incremental import Analysis, Mode, analyse
 from recs_platform.engines.local.ranking import GHOST, with_ghosts
 from recs_platform.engines.local.storage import Storage, quoted
-from recs_platform.engines.local.tracing import Edge, Occurrence, TimeFilter
-from recs_platform.engines.transpile import micros, to_duckdb
+from recs_platform.engines.local.touching import Touching, bound, sql_of
+from recs_platform.engines.local.tracing import Occurrence, TimeFilter
+from recs_platform.engines.transpile import to_duckdb
 from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Pipeline, Relation
 
@@ -37,11 +38,12 @@ class Refresher:
         self.columns = [column.name for column in relation.columns]
         self._physical = {o.index: pipeline[o.relation].physical_name for o in self.analysis.occurrences}
         self._columns_of = {o.index: [c.name for c in pipeline[o.relation].columns] for o in self.analysis.occurrences}
+        self._touching = Touching(self.analysis, self._physical, self._columns_of)
         self._template = _template(self.analysis, self.analysis.query)
         top = self.analysis.top
         self._ranking = _template(self.analysis, with_ghosts(self.analysis.query)) if top else ""
         expiry = list(self._expiring_columns()) if self.mode is Mode.APPEND else []
-        self._expired = " OR ".join(f"NOT ({quoted(column)} {f.op} {_bound(f, 'now')})" for column, f in expiry)
+        self._expired = " OR ".join(f"NOT ({quoted(column)} {f.op} {bound(f, 'now')})" for column, f in expiry)
         self._ways = {
             Mode.PASSING: self._derive,
             Mode.DERIVED: self._derive,
@@ -233,14 +235,10 @@ class Refresher:
 
     def _put_touched(self, tick: Tick) -> int | None:
         """Leaves the keys that this tick touches in `temp.touched` and counts them; None where they cannot be told."""
-        changed = [o for o in self.analysis.driving if self._physical[o.index] in tick.changed]
-        queries = [self._touched_by_delta(o, tick) for o in changed]
-        if tick.has_moved:
-            queries += self._touched_by_clock(tick)
-        known = [query for query in queries if query is not None]
-        if len(known) < len(queries):
+        query = self._touching.keys(tick)
+        if query is None:
             return None
-        return tick.put("touched", "\nUNION\n".join(known)) if known else 0
+        return tick.put("touched", query) if query else 0
 
     def _nulls(self, tick: Tick, table: str) -> frozenset[str]:
         """The key columns that are NULL in a row of a temporary table: only those need a NULL-safe join."""
@@ -255,11 +253,6 @@ class Refresher:
     def _stale(self, nulls: frozenset[str]) -> str:
         """Its rows that have a touched key."""
         return f"{self._own_rows()} SEMI JOIN temp.touched ON {_same(self.analysis.key, 'r', 'touched', nulls)}"
-
-    @property
-    def _keeps_what_stands(self) -> bool:
-        """Whether a row that is merely new leaves all that is there as it is, or is added to it."""
-        return self.mode in (Mode.LINEAR, Mode.ADDITIVE)
 
     @property
     def _told_apart(self) -> Rows:
@@ -301,7 +294,7 @@ class Refresher:
         parts = [f"SELECT * FROM {self._rows(occurrence, tick, 1)}"]
         parts += [
             f"SELECT * FROM {physical} AS {occurrence.alias} WHERE {between}"
-            for between in (self._clock_ranges(occurrence) if tick.has_moved else ())
+            for between in (self._touching.clock_ranges(occurrence) if tick.has_moved else ())
         ]
         return {occurrence.index: f"({' UNION '.join(parts)})"}
 
@@ -317,7 +310,7 @@ class Refresher:
                     else f"(SELECT DISTINCT {names(own)} FROM temp.touched)"
                 )
                 on = " AND ".join(
-                    f"{_sql(self.analysis.traced_key[k][occurrence.index])} {_equals(k, nulls)} t.{quoted(k)}"
+                    f"{sql_of(self.analysis.traced_key[k][occurrence.index])} {_equals(k, nulls)} t.{quoted(k)}"
                     for k in own
                 )
                 sources[occurrence.index] = (
@@ -329,67 +322,6 @@ class Refresher:
     def _unpacked(self, occurrence: Occurrence) -> str:
         index = occurrence.index
         return self._storage.unpacked(self._physical[index], self._columns_of[index], occurrence.alias)
-
-    def _touched_by_delta(self, occurrence: Occurrence, tick: Tick) -> str | None:
-        """The keys that changed rows of an occurrence touch; None where they cannot be told."""
-        wanted = [_relaxed(f, occurrence.index) for f in self.analysis.time_filters if occurrence.index in f.subject]
-        delta = self._delta_that_matters(occurrence, tick)
-        if self._keeps_what_stands:
-            wanted.append("_sign = -1")
-        return self._keys_from(occurrence, delta, wanted, tick)
-
-    def _delta_that_matters(self, occurrence: Occurrence, tick: Tick) -> str:
-        """A delta without the rows that changed only in columns that are not read: a price moves no category."""
-        delta, used = delta_table(self._physical[occurrence.index]), self.analysis.used[occurrence.index]
-        columns = self._columns_of[occurrence.index]
-        if self._keeps_what_stands or used.issuperset(columns) or not tick.changed[self._physical[occurrence.index]]:
-            return delta
-        own = names(column for column in columns if column in used)
-        return f"(SELECT {own} FROM {delta} GROUP BY {own} HAVING sum(_sign) <> 0)"
-
-    def _touched_by_clock(self, tick: Tick) -> list[str]:
-        """The keys of rows that came or went because time passed."""
-        queries = []
-        for occurrence in self.analysis.driving:
-            for between in self._clock_ranges(occurrence):
-                query = self._keys_from(occurrence, quoted(self._physical[occurrence.index]), [between], tick)
-                assert query is not None, "a time filter on an occurrence that does not lead to the key"
-                queries.append(query)
-        return queries
-
-    def _clock_ranges(self, occurrence: Occurrence) -> Iterator[str]:
-        for time_filter in self.analysis.time_filters:
-            if min(time_filter.subject) == occurrence.index:
-                yield _crossed(time_filter, occurrence.index)
-
-    def _keys_from(self, start: Occurrence, table: str, wanted: list[str], tick: Tick) -> str | None:
-        path = self.analysis.path_to_key(start.index)
-        if path is None:
-            return None
-        edges, key = path
-        selected = ", ".join(f"{_sql(expression)} AS {quoted(name)}" for name, expression in key.items())
-        wanted = wanted + [_sql(f) for f in self.analysis.filters.get(start.index, [])]
-        where = f" WHERE {' AND '.join(f'({w})' for w in wanted)}" if wanted else ""
-        joins = " ".join(self._joins(start.index, edges, tick))
-        return f"SELECT DISTINCT {selected} FROM {table} AS {start.alias} {joins}{where}"
-
-    def _joins(self, start: int, edges: list[Edge], tick: Tick) -> Iterator[str]:
-        reached = {start}
-        for edge in edges:
-            other = edge.right if edge.left in reached else edge.left
-            reached.add(other)
-            yield f"JOIN {self._before_and_after(other, tick)} AS b{other} ON {_sql(edge.condition)}"
-
-    def _before_and_after(self, index: int, tick: Tick) -> str:
-        """All rows an occurrence has, and those it had until this tick."""
-        physical = self._physical[index]
-        if not tick.changed.get(physical):
-            return quoted(physical)
-        columns = names(self._columns_of[index])
-        return (
-            f"(SELECT {columns} FROM {quoted(physical)} UNION ALL "
-            f"SELECT {columns} FROM {delta_table(physical)} WHERE _sign = -1)"
-        )
 
     def _expiring_columns(self) -> Iterator[tuple[str, TimeFilter]]:
         """The output columns by which rows of a source's view expire: its log may be shorter than the view."""
@@ -423,39 +355,6 @@ def _equals(column: str, nulls: frozenset[str]) -> str:
 def _combined(way: str, old: str, new: str) -> str:
     """An aggregate over the rows of two groups; one over no rows, or none but NULLs, is NULL."""
     return f"COALESCE({old} + {new}, {old}, {new})" if way == "sum" else f"{way}({old}, {new})"
-
-
-_translated: dict[int, tuple[exp.Expr, str]] = {}  # the expressions of an analysis never change
-
-
-def _sql(expression: exp.Expr) -> str:
-    known = _translated.get(id(expression))
-    if known is None:
-        known = _translated[id(expression)] = (expression, to_duckdb(expression))
-    return known[1]
-
-
-def _bound(time_filter: TimeFilter, variable: str) -> str:
-    return f"rw_after(getvariable('{variable}'), {time_filter.offset})"
-
-
-def _relaxed(time_filter: TimeFilter, index: int) -> str:
-    """The filter as it held either at the last tick or at this one."""
-    edge = "then" if time_filter.keeps_newer else "now"
-    return f"{_sql(time_filter.subject[index])} {time_filter.op} {_bound(time_filter, edge)}"
-
-
-def _crossed(time_filter: TimeFilter, index: int) -> str:
-    """The rows for which the filter may have changed between the last tick and this one."""
-    subject = time_filter.subject[index]
-    then, now = _bound(time_filter, "then"), _bound(time_filter, "now")
-    text = f"{_sql(subject)} BETWEEN {then} AND {now}"
-    window = subject.find(exp.Anonymous)
-    if window is not None and window.name.lower() == "tumble_start":
-        # the same on the column itself, so that only the blocks of those hours are read
-        column, width = window.expressions
-        text += f" AND {_sql(column)} BETWEEN {then} AND rw_after({now}, {micros(width)})"
-    return text
 
 
 def _template(analysis: Analysis, query: exp.Query) -> str:
