@@ -7,6 +7,8 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +28,11 @@ FROM_1 = click.IntRange(1)
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("wanted", metavar="[PART]...", nargs=-1, type=click.Choice(parts.ORDER))
 @click.option("--quick", is_flag=True, help="Only show that everything runs, in little more than a minute.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where results go; .bench by default.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where results go; .bench by default, .bench/quick if quick.",
+)
 @click.option("--repeats", type=FROM_1, help="How often each measurement is made.")
 @click.option("--seed", type=int, help="Of all traffic.")
 @click.option("--events", type=FROM_1, help="How many events lie in the last 24 hours.")
@@ -61,7 +67,7 @@ def measure_all(session: Session, wanted: list[str]) -> list[str]:
     try:
         for part in wanted:
             if part in parts.ALONE:
-                session.close_shared()
+                _reporting(session, session.close_shared)
             section = _measured(session, part)
             failed += [part] if section.failed else []
             keep(section, session.options)
@@ -73,18 +79,28 @@ def measure_all(session: Session, wanted: list[str]) -> list[str]:
 
 def _measured(session: Session, part: str) -> Section:
     """One that fails says so in the report, and the others go on with a stack of their own."""
-    began = time.monotonic()
+    began, minute = time.monotonic(), datetime.now(UTC).minute
     session.console.print(f"[bold]{part}[/]")
     try:
         section = parts.measurement(part)(session)
+        section.facts["start_minute"] = minute
     except Exception as error:
         session.console.print_exception()
-        session.close_shared()
+        _reporting(session, session.driver.replace)
+        _reporting(session, session.close_shared)
         return Section.failure(part, error)
     for claim in section.claims:
         session.console.print(f"  {claim.what}: {claim.measured} {claim.verdict}", highlight=False, markup=False)
     session.console.print(f"  [dim]{time.monotonic() - began:.0f} s[/]", highlight=False)
     return section
+
+
+def _reporting(session: Session, work: Callable[[], None]) -> None:
+    """What cannot be stopped is told, and the parts that are left are measured all the same."""
+    try:
+        work()
+    except Exception:
+        session.console.print_exception()
 
 
 def _end(*_: object) -> NoReturn:

@@ -51,14 +51,14 @@ def since(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, 
 
 def memory(processes: Iterable[psutil.Process]) -> Memory:
     """Of a part with all its processes; resident counts shared pages as often as they are shared."""
-    resident, proportional, peak = 0, 0, 0
+    resident, proportional, peak = list[int](), list[int](), list[int]()
     for process in family(processes):
         with suppress(psutil.Error):
-            full = process.memory_full_info()
-            resident += full.rss
-            proportional += getattr(full, "pss", 0)
-            peak += _peak(process.pid)
-    return Memory(resident, proportional or None, peak or None)
+            resident.append(process.memory_info().rss)
+            proportional.append(_proportional(process))
+            peak.append(_peak(process.pid))
+    known = sum(proportional) if all(proportional) else 0  # one that is not known makes the sum too low
+    return Memory(sum(resident), known or None, sum(peak) or None)
 
 
 def bytes_on_disk(path: Path) -> int:
@@ -70,6 +70,13 @@ def bytes_on_disk(path: Path) -> int:
         with suppress(OSError):  # what a server just removed
             total += file.stat().st_size if file.is_file() else 0
     return total
+
+
+def _proportional(process: psutil.Process) -> int:
+    """0 where the system does not say: macOS refuses it for processes of others."""
+    with suppress(psutil.AccessDenied):
+        return int(getattr(process.memory_full_info(), "pss", 0))
+    return 0
 
 
 def _peak(pid: int) -> int:

@@ -37,19 +37,18 @@ class Driver:
     """Hands work to the driver's process and takes what came of it; a context manager."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, driver_cores()), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._begin()
 
     def __enter__(self) -> Driver:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.join()
-        self._ours.close()
+        self._end()
+
+    def replace(self) -> None:
+        """A process that has nothing to do: what the one before works at, and its answer, would be in the way."""
+        self._end()
+        self._begin()
 
     def start(self, work: Callable[..., T], *arguments: Any) -> None:
         """Begins a piece of work there and returns at once; `result` waits for it."""
@@ -73,6 +72,18 @@ class Driver:
         self.start(work, *arguments)
         outcome: T = self.result()
         return outcome
+
+    def _begin(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, driver_cores()), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._ours.close()
 
 
 def drive(load: Load) -> Outcome:

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import redis
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from bench.load import soon
 from bench.sending import flush, producer
 from recs_platform.topics import ensure_topics
 
 TRIPS = 2_000
-PARTITIONS = 4
+PARTITIONS = 1  # as the embedded stack's topics
 GRAIN = 0.001  # seconds
 LEAVE = 5.0  # seconds for what is still under way at the end
+WARM_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -51,23 +52,44 @@ def redis_trips(floors: Floors) -> dict[str, list[float]]:
 
 
 def broker_trips(floors: Floors) -> list[float]:
-    """Seconds from when a message was due to be produced until a consumer has it; producer as in all measurements."""
+    """Seconds from when a message was due to be produced until a consumer has it; producer as in all measurements.
+
+    A message that is not back at the end counts with the time it was waited for.
+    """
     topic = f"bench_{uuid.uuid4().hex[:8]}"
     ensure_topics(floors.kafka, [topic], PARTITIONS)
     consumer, sender = _consumer(floors.kafka, topic), producer(floors.kafka)
+    _warm_up(sender, consumer, topic)
     count = max(1, round(floors.rate * floors.seconds))
-    due = soon() + np.sort(np.random.default_rng(count).uniform(0, floors.seconds, count))
-    latencies: list[float] = []
+    due = (soon() + np.sort(np.random.default_rng(count).uniform(0, floors.seconds, count))).tolist()
+    back = dict[int, float]()
     sent, until = 0, due[-1] + LEAVE
-    while len(latencies) < count and time.time() < until:
+    while len(back) < count and time.time() < until:
         while sent < count and due[sent] <= time.time():
-            sender.produce(topic, str(due[sent]).encode(), str(sent).encode())
+            sender.produce(topic, str(sent).encode(), str(sent).encode())
             sent += 1
         sender.poll(0)
-        latencies += [time.time() - float(m.value() or 0) for m in consumer.consume(1_000, GRAIN) if m.error() is None]
+        back |= {number: time.time() for number in _numbers(consumer)}
     flush(sender)
     consumer.close()
-    return latencies
+    return [back.get(number, until) - at for number, at in enumerate(due)]
+
+
+def _warm_up(sender: Producer, consumer: Consumer, topic: str) -> None:
+    """One message through each partition: connections and the first fetch are no part of a round trip."""
+    for partition in range(PARTITIONS):
+        sender.produce(topic, b"0", partition=partition)
+    flush(sender)
+    came, until = 0, time.time() + WARM_SECONDS
+    while came < PARTITIONS:
+        came += len(_numbers(consumer))
+        if time.time() > until:
+            raise RuntimeError(f"{PARTITIONS - came} messages have not come back from the broker")
+
+
+def _numbers(consumer: Consumer) -> list[int]:
+    """Of the messages that have come."""
+    return [int(m.value() or 0) for m in consumer.consume(1_000, GRAIN) if m.error() is None]
 
 
 def _consumer(kafka: str, topic: str) -> Consumer:

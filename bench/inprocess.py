@@ -17,7 +17,7 @@ from recs_platform.events import TOPICS
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings
 
-AT_ONCE = 20_000  # messages a tick of the preload, as the engine takes in a backlog
+AT_ONCE = 20_000  # messages a tick of the preload
 
 
 class Cost(NamedTuple):

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+SLOWEST = 5_000
+"""Events a second at which a backlog is still waited for, however large it is."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -30,17 +33,19 @@ class Options:
     step_seconds: float = 10.0
     backlog: int = 100_000
     lost_after: float = 60.0
-    patience: float = 900.0  # for a backlog to be worked off
+    patience: float = 900.0  # for a backlog to be worked off; more of it for a large one
     command: str = "python -m bench"
 
     @classmethod
     def of(cls, quick: bool, given: Mapping[str, Any]) -> Self:
         """The defaults of a full or a quick run, and over them whatever is given and not None."""
         base = cls(**QUICK) if quick else cls()
-        return replace(base, **{name: value for name, value in given.items() if value is not None})
+        found = replace(base, **{name: value for name, value in given.items() if value is not None})
+        return replace(found, patience=max(found.patience, found.events / SLOWEST))
 
 
 QUICK: dict[str, Any] = {
+    "out": Path(".bench/quick"),  # what an hour has measured stays
     "quick": True,
     "repeats": 1,
     "events": 4_000,

@@ -7,17 +7,17 @@ from collections.abc import Iterable
 from confluent_kafka import Producer
 
 from bench.traffic import Batch
+from recs_platform.events import LINGER_MS
 
-LINGER_MS = 5
 FLUSH_SECONDS = 120.0
 
 
-def producer(bootstrap_servers: str, linger_ms: int = LINGER_MS) -> Producer:
-    """As the platform's own: by key, in batches that wait `linger_ms` for company. Counted in every latency."""
+def producer(bootstrap_servers: str) -> Producer:
+    """As the platform's own: by key, in batches that wait `LINGER_MS` for company. Counted in every latency."""
     return Producer(
         {
             "bootstrap.servers": bootstrap_servers,
-            "linger.ms": linger_ms,
+            "linger.ms": LINGER_MS,
             "queue.buffering.max.messages": 500_000,
             "delivery.report.only.error": True,
             "log_level": 0,
@@ -25,15 +25,13 @@ def producer(bootstrap_servers: str, linger_ms: int = LINGER_MS) -> Producer:
     )
 
 
-def send_all(bootstrap_servers: str, batches: Iterable[Batch]) -> int:
-    """Sends as fast as the broker takes; returns how many messages once all are delivered."""
-    sender, sent = producer(bootstrap_servers), 0
+def send_all(bootstrap_servers: str, batches: Iterable[Batch]) -> None:
+    """Sends as fast as the broker takes; returns once all are delivered."""
+    sender = producer(bootstrap_servers)
     for batch in batches:
         for topic, key, payload in batch.messages():
             sender.produce(topic, payload, key)
-        sent += len(batch)
         flush(sender)
-    return sent
 
 
 def flush(sender: Producer) -> None:

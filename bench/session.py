@@ -20,7 +20,7 @@ from bench.costs import cpu_of
 from bench.driver import Driver, drive
 from bench.load import Load, Outcome
 from bench.options import Options
-from bench.stack import Engine, Servers, await_pointers
+from bench.stack import Engine, Servers, await_pointers, remove
 from bench.tail import Tail, send_with_tail
 from bench.traffic import Population, Traffic, history, micros
 from recs_platform.serving import keys
@@ -83,6 +83,16 @@ class Session:
         """A state directory that has not been used."""
         return self.home / f"{name}-{next(self._directories)}"
 
+    @contextmanager
+    def own_directory(self, name: str) -> Iterator[Path]:
+        """One that is there, and is gone afterwards: ten million events fill ten gigabytes."""
+        directory = self.directory(name)
+        directory.mkdir(mode=0o711)  # PostgreSQL's own user may pass through it
+        try:
+            yield directory
+        finally:
+            remove(directory)
+
     def population(self, **changes: Any) -> Population:
         """The one of the options, with these fields changed."""
         o = self.options
@@ -131,6 +141,7 @@ class Session:
             yield engine
         finally:
             engine.close()
+            remove(engine.state_dir)
 
     @contextmanager
     def preloaded(self, population: Population, events: int) -> Iterator[Preloaded]:
@@ -194,12 +205,12 @@ class Session:
         stack.note(tail)
         return tail
 
-    def await_tail(self, redis_url: str, tail: Tail, seconds: float | None = None) -> float:
+    def await_tail(self, redis_url: str, tail: Tail) -> float:
         """Returns when Redis shows the effect of the last events sent (seconds since 1970).
 
         Raises `TimeoutError` when it does not within the session's patience.
         """
-        limit = seconds or self.options.patience
+        limit = self.options.patience
         with redis.Redis.from_url(redis_url) as connection:
             if not wait_until(lambda: tail.arrived(connection), limit, 0.02):
                 raise TimeoutError(f"Redis does not show the last events after {limit:.0f} s")

@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,15 @@ def workspace() -> Iterator[Path]:
         yield home
     finally:
         for state_dir in home.iterdir():
-            if (state_dir / "postgres.password").exists():
-                shutil.rmtree(cluster(state_dir).home, ignore_errors=True)
+            remove(state_dir)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def remove(state_dir: Path) -> None:
+    """Takes away the files of a stack that is stopped; those of PostgreSQL may be elsewhere."""
+    if (state_dir / "postgres.password").exists():
+        shutil.rmtree(cluster(state_dir).home, ignore_errors=True)
+    shutil.rmtree(state_dir, ignore_errors=True)
 
 
 class Servers:
@@ -86,8 +92,10 @@ class Servers:
         return {part: found[part] for part in (*STORES, BROKER) if part in found}
 
     def close(self) -> None:
-        control.stop_stack(self._broker_dir)
-        control.stop_stack(self.state_dir)
+        """Stops them and takes their files away; when one cannot be stopped, the others still are."""
+        with ExitStack() as closing:
+            closing.callback(_discard, self.state_dir)
+            closing.callback(_discard, self._broker_dir)
 
 
 class Engine:
@@ -149,10 +157,12 @@ class Engine:
 
     def close(self) -> None:
         self.signal(signal.SIGCONT)  # one that stands still cannot end in good order
-        if self.client is not None:
-            self.client.close()
-            self.client = None
-        control.stop_stack(self.state_dir)
+        client, self.client = self.client, None
+        try:
+            if client is not None:
+                client.close()
+        finally:
+            control.stop_stack(self.state_dir)
 
     def close_for_good(self) -> None:
         """Ends it and takes away all it left: slot, keys and file. The next one begins from nothing."""
@@ -163,7 +173,7 @@ class Engine:
             )
         with redis.Redis.from_url(self.redis_url) as connection_to_redis:
             connection_to_redis.flushdb()
-        shutil.rmtree(self.state_dir, ignore_errors=True)
+        remove(self.state_dir)
 
 
 def live_versions(redis_url: str, *names: str) -> dict[str, str]:
@@ -173,10 +183,15 @@ def live_versions(redis_url: str, *names: str) -> dict[str, str]:
     return {name: version for name, version in zip(names, found, strict=True) if version}
 
 
-def await_pointers(redis_url: str, *names: str, seconds: float = UP_SECONDS) -> None:
+def await_pointers(redis_url: str, *names: str) -> None:
     """Returns once every sink has a live version. Raises `StackError` when one still has none."""
-    if not wait_until(lambda: len(live_versions(redis_url, *names)) == len(names), seconds, POLL_SECONDS):
-        raise StackError(f"no live version of {', '.join(names)} in Redis after {seconds:.0f} s")
+    if not wait_until(lambda: len(live_versions(redis_url, *names)) == len(names), UP_SECONDS, POLL_SECONDS):
+        raise StackError(f"no live version of {', '.join(names)} in Redis after {UP_SECONDS:.0f} s")
+
+
+def _discard(state_dir: Path) -> None:
+    control.stop_stack(state_dir)
+    remove(state_dir)
 
 
 def _up(state_dir: Path, parts: tuple[str, ...], environment: Mapping[str, str]) -> None:

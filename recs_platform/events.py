@@ -24,6 +24,7 @@ TOPICS = (USER_ACTIVITY, PURCHASES)
 
 QUEUE_MESSAGES = 100_000
 DELIVERY_SECONDS = 30.0
+LINGER_MS = 20  # a message waits so long for company; the embedded broker gets slower with each batch it holds
 
 _log = logging.getLogger("recs_platform.kafka")
 _log.addHandler(logging.NullHandler())  # what librdkafka has to say is in the errors raised; a terminal stays clean
@@ -90,7 +91,7 @@ class EventProducer:
         self._producer = Producer(
             {
                 "bootstrap.servers": bootstrap_servers,
-                "linger.ms": 5,
+                "linger.ms": LINGER_MS,
                 "queue.buffering.max.messages": QUEUE_MESSAGES,
                 "message.timeout.ms": int(delivery_seconds * 1000),
                 "topic.metadata.propagation.max.ms": int(delivery_seconds * 1000),

@@ -83,7 +83,9 @@ class Settings:
     redis_port: int = _setting("RECS_REDIS_PORT", 0, "port of the embedded Valkey; 0 takes a free one")
     engine_port: int = _setting("RECS_ENGINE_PORT", 0, "port the engine answers queries on; 0 takes a free one")
     dagster_port: int = _setting("RECS_DAGSTER_PORT", 3000, "port of the Dagster UI; taken already: a free one")
-    kafka_partitions: int = _setting("RECS_KAFKA_PARTITIONS", 4, "partitions of the topics we create")
+    kafka_partitions: int = _setting(
+        "RECS_KAFKA_PARTITIONS", 4, "partitions of the topics we create in a Kafka of yours"
+    )
     publication: str = _setting("RECS_PUBLICATION", "recs", "PostgreSQL publication of the catalog tables")
     replication_slot: str = _setting("RECS_REPLICATION_SLOT", "recs", "PostgreSQL replication slot the engine reads")
     log_retention_hours: int = _setting(

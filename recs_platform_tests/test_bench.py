@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +19,12 @@ import pandas as pd
 import psutil
 import pytest
 
-from bench.load import Load, schedule
+from bench.driver import Driver
+from bench.load import Lateness, Load, Outcome, schedule
+from bench.options import Options
 from bench.parts import ORDER, in_turn
-from bench.probes import Kind, Probe, Watch
+from bench.parts.restart import Kill
+from bench.probes import Kind, Probe, Sample, Watch
 from bench.report import Section, Table, render
 from bench.stats import Spread, percentile, slope
 from bench.traffic import Population, Traffic, history, texts
@@ -164,6 +168,30 @@ def test_a_slope_of_one_is_in_proportion() -> None:
 def test_parts_are_measured_in_one_order_whatever_was_asked() -> None:
     assert in_turn(("slope", "memory")) == ["memory", "slope"]
     assert sorted(in_turn(())) == sorted(ORDER)
+
+
+def test_a_backlog_is_waited_for_the_longer_the_larger_it_is() -> None:
+    assert Options.of(False, {}).patience == 900
+    assert Options.of(False, {"events": 10_000_000}).patience == 2_000
+
+
+def test_a_quick_run_does_not_write_over_a_full_one() -> None:
+    assert Options.of(True, {}).out != Options.of(False, {}).out
+    assert Options.of(True, {"out": Path("x")}).out == Path("x")
+
+
+def test_without_a_sample_before_the_kill_nothing_is_said_of_the_time_after() -> None:
+    samples = [Sample(Kind.RECOMMENDATIONS, at, 1.0, False) for at in (10.0, 11.0)]
+    outcome = Outcome(samples, Lateness(0, 0, 0), sent=2, began=10, ended=12, activity=2)
+    assert math.isnan(Kill(at=10.0, outcome=outcome, lag=0).settled())
+    assert Kill(at=11.5, outcome=outcome, lag=0).settled() == 0
+
+
+def test_a_replaced_driver_gives_no_answer_to_what_was_asked_before() -> None:
+    with Driver() as driver:
+        driver.start(time.sleep, 60)
+        driver.replace()
+        assert driver.run(max, 1, 2) == 2
 
 
 # All of it

@@ -27,8 +27,9 @@ from recs_platform.engines.local.client import LocalEngine
 from recs_platform.errors import StackError
 from recs_platform.serving import keys
 from recs_platform.settings import Settings, project_root
+from recs_platform.stack import parts
 from recs_platform.stack.postgres import cluster, postgres
-from recs_platform.stack.process import marked, running, wait_until
+from recs_platform.stack.process import Running, marked, running, wait_until
 from recs_platform.stack.service import HOST, Service, free_port
 
 PLATFORM, FULL, VIEWS, SETS = "the platform", "the same SQL in full", "PostgreSQL views", "Redis sorted sets"
@@ -49,6 +50,8 @@ class Contender:
     shows: Callable[[Tail], bool]
     renewed: Callable[[], None] = lambda: None
     """Tells it that the topic is a new one; an engine sees it by itself."""
+    alive: Callable[[], bool] = lambda: True
+    """Whether it can still show anything. The platform's supervisor starts its engine again."""
 
     def signal(self, number: signal.Signals) -> None:
         for process in family(self.processes()):
@@ -80,9 +83,19 @@ def contenders(session: Session, stack: Preloaded) -> Iterator[list[Contender]]:
         yield found
 
 
-def await_shown(session: Session, contender: Contender, tail: Tail) -> bool:
-    """Whether it shows the end of a backlog within the session's patience."""
-    return wait_until(lambda: contender.shows(tail), session.options.patience, 0.02)
+def await_shown(session: Session, contender: Contender, tail: Tail) -> None:
+    """Returns when it shows the end of a backlog.
+
+    Raises `RuntimeError` when it has died and `TimeoutError` when it does not within the session's patience.
+    """
+
+    def shown() -> bool:
+        if not contender.alive():
+            raise RuntimeError(f"{contender.name} has ended by itself")
+        return contender.shows(tail)
+
+    if not wait_until(shown, session.options.patience, 0.02):
+        raise TimeoutError(f"{contender.name} does not show the last events after {session.options.patience:.0f} s")
 
 
 @contextmanager
@@ -91,24 +104,25 @@ def sorted_sets(session: Session, stack: Preloaded) -> Iterator[Contender]:
     url = stack.servers.redis_url(DATABASES[SETS])
     arguments = (stack.servers.settings.kafka_bootstrap_servers, url)
     with _program(session, "bench.baselines.sorted_sets", arguments, url, (Kind.TRENDING,)) as found:
-        processes, renewed = partial(_alive, found), partial(found.send_signal, signal.SIGHUP)
-        yield Contender(SETS, (Kind.TRENDING,), url, processes, _as_consumer(stack, url, (Kind.TRENDING,)), renewed)
+        processes, renewed = partial(_alive, found), partial(found.process.send_signal, signal.SIGHUP)
+        shows = _as_consumer(stack, url, (Kind.TRENDING,))
+        yield Contender(SETS, (Kind.TRENDING,), url, processes, shows, renewed, found.alive)
 
 
 @contextmanager
 def materialized(session: Session, stack: Preloaded) -> Iterator[Contender]:
     """PostgreSQL with a server of its own, tuned for it."""
     url = stack.servers.redis_url(DATABASES[VIEWS])
-    state_dir = session.directory("views")
-    state_dir.mkdir(mode=0o711)
-    home, port = cluster(state_dir), free_port()
-    with on_cores(measured_cores()), running(postgres(home, port, OPTIONS), state_dir):
+    with ExitStack() as opened:
+        state_dir = opened.enter_context(session.own_directory("views"))
+        home, port = cluster(state_dir), free_port()
+        opened.enter_context(on_cores(measured_cores()))
+        opened.enter_context(running(postgres(home, port, OPTIONS), state_dir))
         _fill(session, home.url(port))
         arguments = (stack.servers.settings.kafka_bootstrap_servers, url, home.url(port))
-        with _program(session, "bench.baselines.materialized", arguments, url, BOTH) as found:
-            processes = partial(_with_server, found, state_dir)
-            renewed = partial(found.send_signal, signal.SIGHUP)
-            yield Contender(VIEWS, BOTH, url, processes, _as_consumer(stack, url, BOTH), renewed)
+        found = opened.enter_context(_program(session, "bench.baselines.materialized", arguments, url, BOTH))
+        processes, renewed = partial(_with_server, found, state_dir), partial(found.process.send_signal, signal.SIGHUP)
+        yield Contender(VIEWS, BOTH, url, processes, _as_consumer(stack, url, BOTH), renewed, found.alive)
 
 
 @contextmanager
@@ -120,21 +134,27 @@ def full(session: Session, stack: Preloaded) -> Iterator[Contender]:
         session.await_tail(engine.redis_url, session.send_backlog(stack, 100))
         engine.close()
         url = f"grpc://{HOST}:{free_port()}"
-        environment = {**engine.environment(), "RECS_ENGINE_URL": url, "RECS_ENGINE_TOKEN": "bench"}
-        probe = partial(_probe_engine, Settings.load(environment))
-        command = (sys.executable, "-m", "bench.baselines.full_engine")
-        service = Service("engine", probe, url, command, environment=environment, directory=project_root())
+        settings = Settings.load({**engine.environment(), "RECS_ENGINE_URL": url, "RECS_ENGINE_TOKEN": "bench"})
+        service = _full_engine(settings)
         with on_cores(measured_cores()), running(service, engine.state_dir, START_SECONDS) as found:
-            processes = partial(_alive, found.process)
-            yield Contender(FULL, BOTH, engine.redis_url, processes, _as_engine(engine.redis_url))
+            processes, shows = partial(_alive, found), _as_engine(engine.redis_url)
+            yield Contender(FULL, BOTH, engine.redis_url, processes, shows, alive=found.alive)
     finally:
         engine.close_for_good()
+
+
+def _full_engine(settings: Settings) -> Service:
+    """With all that the platform's engine has in its environment."""
+    command = (sys.executable, "-m", "bench.baselines.full_engine")
+    probe = partial(_probe_engine, settings)
+    environment = parts.environment(settings)
+    return Service("engine", probe, settings.engine_url, command, environment=environment, directory=project_root())
 
 
 @contextmanager
 def _program(
     session: Session, module: str, arguments: tuple[str, ...], redis_url: str, kinds: tuple[Kind, ...]
-) -> Iterator[psutil.Process]:
+) -> Iterator[Running]:
     """A program of bench/baselines/, running once its pointers are in Redis."""
     directory = session.directory("program")
     directory.mkdir()
@@ -146,7 +166,7 @@ def _program(
 
     service = Service("program", probe, redis_url, (sys.executable, "-m", module, *arguments), directory=project_root())
     with on_cores(measured_cores()), running(service, directory, START_SECONDS) as found:
-        yield found.process
+        yield found
 
 
 def _fill(session: Session, url: str) -> None:
@@ -184,9 +204,9 @@ def _probe_engine(settings: Settings) -> None:
         engine.health()
 
 
-def _alive(process: psutil.Process) -> list[psutil.Process]:
-    return [process] if process.is_running() else []
+def _alive(found: Running) -> list[psutil.Process]:
+    return [found.process] if found.alive() else []
 
 
-def _with_server(program: psutil.Process, state_dir: Path) -> list[psutil.Process]:
+def _with_server(program: Running, state_dir: Path) -> list[psutil.Process]:
     return [*_alive(program), *(process for found in marked(state_dir).values() for process in found)]

@@ -6,10 +6,12 @@ table, one refreshes trending, one recommendations; rows that changed are writte
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,14 @@ OPTIONS = (
     "max_wal_size=4GB", "effective_cache_size=4GB", "random_page_cost=1.1", "wal_level=replica",
 )  # fmt: skip
 """How the server is set up: nothing is synchronous, and every sort and hash fits into memory."""
-CHANGED = """
-SELECT r.key, r.document FROM {view} AS r LEFT JOIN published AS p ON p.name = '{view}' AND p.key = r.key
-WHERE p.document IS DISTINCT FROM r.document"""
-KEEP = """
-INSERT INTO published SELECT '{view}', r.key, r.document FROM {view} AS r ON CONFLICT (name, key)
-DO UPDATE SET document = excluded.document WHERE published.document IS DISTINCT FROM excluded.document"""
+PUBLISH = """
+WITH changed AS (
+  SELECT r.key, r.document FROM {view} AS r LEFT JOIN published AS p ON p.name = '{view}' AND p.key = r.key
+  WHERE p.document IS DISTINCT FROM r.document)
+INSERT INTO published SELECT '{view}', key, document FROM changed
+ON CONFLICT (name, key) DO UPDATE SET document = excluded.document
+RETURNING key, document"""
+"""Notes the rows that changed, and gives them; the others are not touched, for a conflict would lock them."""
 
 
 class Views:
@@ -72,17 +76,25 @@ class Views:
 
     def _publish(self, connection: psycopg.Connection[Any], view: str) -> None:
         pipeline = self.redis.pipeline(transaction=False)
-        for key, document in connection.execute(CHANGED.format(view=view)):
+        for key, document in connection.execute(PUBLISH.format(view=view)):
             pipeline.set(keys.document(view, VERSION, key), document)
         pipeline.execute()
-        connection.execute(KEEP.format(view=view))
 
 
 def main(kafka: str, redis_url: str, postgres_url: str) -> None:
     views = Views(kafka, redis_url, postgres_url)
     for view in VIEWS:
-        threading.Thread(target=views.refresh, args=(view,), daemon=True).start()
+        threading.Thread(target=_or_end, args=(views.refresh, view), daemon=True).start()
     views.insert()
+
+
+def _or_end(work: Callable[[str], None], view: str) -> None:
+    """Without one of its threads the process would go on and show nothing new."""
+    try:
+        work(view)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _row(event: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -24,7 +24,8 @@ from bench.machine import measured_cores, on_cores
 from bench.probes import Kind, Sample
 from bench.report import Figure, Section, keep_samples
 from bench.session import Preloaded, Session
-from bench.stats import Spread, percentile
+from bench.stack import remove
+from bench.stats import Spread, number, percentile
 from bench.traffic import texts
 from recs_platform.serving import keys
 from recs_platform.settings import Settings
@@ -38,6 +39,7 @@ RECS = (sys.executable, "-c", "from recs_platform.cli import main; main()")
 UP_SECONDS = 180.0
 AS_BEFORE = 1.5  # times the p99 before the kill counts as fresh as before
 AFTER = 1.5  # times the aim is watched after the kill
+COUNT_SECONDS = 10.0
 
 
 @dataclass
@@ -55,8 +57,13 @@ class Kill:
         )
 
     def settled(self) -> float:
-        """Seconds until no event took longer any more than the slowest hundredth before the kill, and half as long."""
+        """Seconds until no event took longer any more than the slowest hundredth before the kill, and half as long.
+
+        NaN when nothing was seen before the kill: there is nothing to compare with.
+        """
         usual = AS_BEFORE * percentile([s.latency for s in self._samples() if s.intended + s.latency < self.at], 99)
+        if math.isnan(usual):
+            return math.nan
         slow = [
             s.intended + s.latency for s in self._samples() if s.latency > usual and s.intended + s.latency > self.at
         ]
@@ -79,7 +86,8 @@ def measure(session: Session) -> Section:
         for repeat in range(session.options.repeats):
             session.say(f"killing the engine, repeat {repeat + 1} of {session.options.repeats}")
             kills.append(_kill(session, stack))
-    return _section(session, ups, kills)
+        wrong = _wrong(stack)
+    return _section(session, ups, kills, wrong)
 
 
 # -- up ---------------------------------------------------------------------------------------------------------------
@@ -91,6 +99,7 @@ def _ups(state_dir: Path, parts: tuple[str, ...]) -> list[dict[str, Any]]:
         return [{"start": start, **_up(state_dir, parts)} for start in ("the first", "the next")]
     finally:
         control.stop_stack(state_dir)
+        remove(state_dir)
 
 
 def _up(state_dir: Path, parts: tuple[str, ...]) -> dict[str, float]:
@@ -152,21 +161,36 @@ def _kill(session: Session, stack: Preloaded) -> Kill:
     return Kill(at, outcome, lag)
 
 
+def _wrong(stack: Preloaded) -> dict[str, int]:
+    """By how many the messages that the engine keeps of each topic differ from those sent: lost, or taken in twice."""
+    sent = {"user_activity_raw": stack.activity, "purchases_raw": stack.sent - stack.activity}
+
+    def differences() -> dict[str, int]:
+        rows = {source: stack.engine.ask(f"SELECT count(*) AS kept FROM {source}")[0] for source in sent}
+        return {source: abs(count - int(rows[source]["kept"])) for source, count in sent.items()}
+
+    wait_until(lambda: not any(differences().values()), COUNT_SECONDS, 0.2)  # one topic may be behind the other
+    return differences()
+
+
 # -- the section ------------------------------------------------------------------------------------------------------
 
 
-def _section(session: Session, ups: list[dict[str, Any]], kills: list[Kill]) -> Section:
+def _section(session: Session, ups: list[dict[str, Any]], kills: list[Kill], wrong: dict[str, int]) -> Section:
     section = Section("restart", "Starting and restarting")
+    kept = [{"repeat": n, "killed": k.at, **s._asdict()} for n, k in enumerate(kills) for s in k.outcome.samples]
+    keep_samples(session.options, "restart", [*ups, *kept])
     section.notes.append(
         "`recs up` counts from the command to a list in Redis that reflects an event since then, and to the command's "
         "return. After a kill: until the first event sent after it shows, and until the last that took longer "
-        f"than {AS_BEFORE} times the p99 before the kill."
+        f"than {AS_BEFORE} times the p99 before the kill. After all kills the messages that the engine keeps of each "
+        "topic are counted and compared with those sent."
     )
     _started(section, ups)
     _killed(section, session, kills)
+    lost = sum(wrong.values())
+    section.add_claim("messages lost or taken in twice, after all kills", "0", number(lost), lost == 0)
     _figure(section, session, kills)
-    kept = [{"repeat": n, "killed": k.at, **s._asdict()} for n, k in enumerate(kills) for s in k.outcome.samples]
-    keep_samples(session.options, "restart", [*ups, *kept])
     return section
 
 

@@ -52,8 +52,7 @@ def _open(session: Session, opened: ExitStack, name: str, sizes: Sizes) -> InPro
     session.say(f"filling a database ({name})")
     dimensions = {dimension: size for dimension, size in sizes.items() if dimension != "events"}
     population = Population(seed=session.options.seed, **dimensions)
-    directory = session.directory("slope")
-    directory.mkdir()
+    directory = opened.enter_context(session.own_directory("slope"))
     database = InProcess(directory / "engine.duckdb", population, sizes["events"])
     opened.callback(database.close)
     return database

@@ -99,6 +99,8 @@ def _try(session: Session, stack: Preloaded, rate: float, seconds: float) -> Try
 
 def _section(session: Session, steps: list[Try], holds: list[Try]) -> Section:
     section, last = Section("sustained", "Sustained rate"), holds[-1]
+    tried = [("step", t) for t in steps] + [("hold", t) for t in holds]
+    keep_samples(session.options, "sustained", [row for name, t in tried for row in _samples(name, t)])
     seconds = session.options.hold
     section.add_claim(
         f"highest rate held for {seconds:.0f} s with p99 < {P99_MS:.0f} ms and a lag that does not grow",
@@ -121,8 +123,6 @@ def _section(session: Session, steps: list[Try], holds: list[Try]) -> Section:
     columns = ["events/s", "for", "p50 ms", "p99 ms", "lost", "lag grew by", "engine's CPU a second", "late p99 ms", ""]
     section.add_table("Rates tried, in this order", columns, rows)
     _figures(section, session, steps, last)
-    tried = [("step", t) for t in steps] + [("hold", t) for t in holds]
-    keep_samples(session.options, "sustained", [row for name, t in tried for row in _samples(name, t)])
     return section
 
 

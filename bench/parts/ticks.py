@@ -21,9 +21,7 @@ Sample = dict[str, Any]
 def measure(session: Session) -> Section:
     """One database with the whole preload in this process, ticking; no servers."""
     o, samples = session.options, list[Sample]()
-    directory = session.directory("ticks")
-    directory.mkdir()
-    with on_cores(measured_cores()):
+    with session.own_directory("ticks") as directory, on_cores(measured_cores()):
         session.say("filling a database")
         engine = InProcess(directory / "engine.duckdb", session.population(), o.events)
         try:

@@ -111,7 +111,7 @@ def _with_ready(server: Service, settings: Settings) -> Service:
         case "postgres":
             return replace(server, ready=lambda: _ready_catalog(settings, embedded=not server.yours))
         case "broker":
-            return replace(server, ready=lambda: _ready_topics(settings))
+            return replace(server, ready=lambda: _ready_topics(settings, embedded=not server.yours))
         case _:
             return server
 
@@ -139,9 +139,12 @@ def _yours(settings: Settings) -> dict[str, Service]:
     return {part: Service(part, partial(probe, url), url) for part, (url, probe) in given.items() if url}
 
 
-def _ready_topics(settings: Settings) -> None:
-    """After every start: the embedded broker has forgotten its topics."""
-    ensure_topics(settings.kafka_bootstrap_servers, TOPICS, settings.kafka_partitions)
+def _ready_topics(settings: Settings, embedded: bool) -> None:
+    """After every start: the embedded broker has forgotten its topics.
+
+    It reads a partition from its start for each fetch, and all are read by one engine: several cost more and bring nothing.
+    """
+    ensure_topics(settings.kafka_bootstrap_servers, TOPICS, 1 if embedded else settings.kafka_partitions)
 
 
 def _ready_catalog(settings: Settings, embedded: bool) -> None:

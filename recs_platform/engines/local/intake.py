@@ -28,9 +28,9 @@ from confluent_kafka import KafkaException
 from recs_platform.topics import TopicInfo, admin_client, describe, describe_topics, log_ends, log_starts
 
 REQUEST_SECONDS = 2.0
-# How long a fetch may wait at the broker. The embedded one answers after half of it, so it is the latency of a message
-# on an idle topic; and it looks for the offset from the start of the partition, so that a short wait finds nothing
-# once a partition is long. It begins short and grows when a partition stands still although it holds more.
+# How long a fetch may wait at the broker. The embedded one answers after half of it where nothing is there, so it is the
+# latency of a message on an idle topic; and it looks for the offset from the start of the partition, so that a short wait
+# brings some of the partitions only, or nothing once they are long. It grows when one stands still although it holds more.
 FETCH_WAIT_MS, LONGEST_FETCH_WAIT_MS = 80, 2_000
 LOOK_SECONDS = 2.0  # how often a partition is looked at for standing still
 FEW = 500  # messages a poll, and messages of lag
@@ -264,11 +264,11 @@ class _Batch:
 
 
 class _Reader:
-    """Reads given partitions from given offsets in a thread of its own: a backlog all the time, at most so much ahead,
-    and what comes in drops when it is asked for.
+    """Reads given partitions from given offsets in a thread of its own: a backlog all the time, at most so much ahead;
+    what comes in drops when it is asked for.
 
-    For a fetch costs the embedded broker the same however little it brings, a third of a core when it is fetched from all
-    the time; and an answer that waits while nobody reads is old when it is read at last.
+    A fetch costs the embedded broker the same however little it brings, and up to a whole core when it is asked all the
+    time; and an answer that waits while nobody reads is old when it is read at last.
     Raises `KafkaError` when the brokers cannot be reached.
     """
 
@@ -307,7 +307,6 @@ class _Reader:
             while self._batches and (not taken or count + self._batches[0].count <= self._max_messages):
                 taken.append(self._batches.popleft())
                 count += taken[-1].count
-            self._changed.notify()
         return _joined(taken)
 
     def close(self) -> None:
