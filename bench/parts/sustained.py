@@ -58,10 +58,9 @@ def measure(session: Session) -> Section:
     steps = _climb(session, stack)
     held = [step.rate for step in steps if step.held]
     rate = max(held) if held else min(step.rate for step in steps)
+    attempts = ATTEMPTS if held and not session.options.quick else 1  # where no step was held, none is held for longer
     holds: list[Try] = []
-    while len(holds) < ATTEMPTS and not (holds and holds[-1].held):
-        if holds and session.options.quick:
-            break
+    while len(holds) < attempts and not (holds and holds[-1].held):
         holds.append(_try(session, stack, rate * LESS ** len(holds), session.options.hold))
     return _section(session, steps, holds)
 
