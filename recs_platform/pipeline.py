@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -106,6 +107,9 @@ class Relation:
         return match[1]
 
 
+Files = tuple[tuple[Path, str], ...]
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """All relations, upstreams before what reads them."""
@@ -118,12 +122,12 @@ class Pipeline:
 
         Raises `PipelineError` with file and line: SQL that does not parse, a name that is not the file's stem,
         one name in two files, a missing upstream or column, a cycle, an unknown `${variable}`.
+        Files that read as they did at the last time give the same pipeline again, at once.
         """
-        parsed = _read(sql_dir)
-        relations: dict[str, Relation] = {}
-        for name in _in_order(parsed):
-            relations[name] = _relation(parsed[name], relations)
-        return cls(relations)
+        files = tuple((path, path.read_text(encoding="utf-8")) for path in sorted(sql_dir.rglob("*.sql")))
+        if not files:
+            raise PipelineError(f"no *.sql files below {sql_dir}")
+        return _built(files)
 
     def __getitem__(self, name: str) -> Relation:
         try:
@@ -172,13 +176,19 @@ def render(text: str, variables: Mapping[str, str]) -> str:
     return VARIABLE.sub(lambda match: variables.get(match[1], match[0]).replace("'", "''"), text)
 
 
-def _read(sql_dir: Path) -> dict[str, Statement]:
-    paths = sorted(sql_dir.rglob("*.sql"))
-    if not paths:
-        raise PipelineError(f"no *.sql files below {sql_dir}")
+@lru_cache(maxsize=2)
+def _built(files: Files) -> Pipeline:
+    parsed = _parsed(files)
+    relations: dict[str, Relation] = {}
+    for name in _in_order(parsed):
+        relations[name] = _relation(parsed[name], relations)
+    return Pipeline(relations)
+
+
+def _parsed(files: Files) -> dict[str, Statement]:
     parsed: dict[str, Statement] = {}
-    for path in paths:
-        statement = statements.parse(path)
+    for path, text in files:
+        statement = statements.parse(path, text)
         if statement.name in parsed:
             raise PipelineError(
                 f"{statement.name} is defined in {parsed[statement.name].path} too", path, statement.line

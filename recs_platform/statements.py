@@ -54,9 +54,8 @@ class Statement:
         return self.line_of(match[1]) if match else self.line
 
 
-def parse(path: Path) -> Statement:
-    """Reads one file. Raises `PipelineError` with file and line where it is not one CREATE statement."""
-    text = path.read_text(encoding="utf-8")
+def parse(path: Path, text: str) -> Statement:
+    """What a file's text says. Raises `PipelineError` with file and line where it is not one CREATE statement."""
     try:
         tokens = Tokenizer(dialect=DIALECT).tokenize(text)
         trees = [tree for tree in sqlglot.parse(_without_cdc_clause(text), dialect=DIALECT) if tree is not None]

@@ -39,6 +39,12 @@ def test_every_file_is_one_relation_named_as_its_stem(pipeline: Pipeline) -> Non
     assert set(pipeline.relations) == {path.stem for path in default_sql_dir().rglob("*.sql")}
 
 
+def test_files_that_read_the_same_are_read_once(tmp_path: Path) -> None:
+    first = load(tmp_path, clicks=SOURCE)
+    assert Pipeline.load(tmp_path) is first
+    assert load(tmp_path, clicks=SOURCE.replace("'clicks'", "'taps'")).topics.keys() == {"taps"}
+
+
 def test_folders_are_kinds(pipeline: Pipeline) -> None:
     for relation in pipeline:
         assert relation.path.parent.name == f"{relation.kind}s"

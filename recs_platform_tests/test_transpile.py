@@ -39,7 +39,7 @@ def evaluate(connection: duckdb.DuckDBPyConnection, tmp_path: Path, expression: 
     connection.execute("INSERT INTO t VALUES (?, ?, ?, ?, ?)", values)
     path = tmp_path / "v.sql"
     path.write_text(f"CREATE VIEW v AS SELECT {expression} AS x FROM t")
-    statement = parse(path)
+    statement = parse(path, path.read_text())
     assert statement.query is not None
     query, _, _ = describe_query(statement.query, {"t": (COLUMNS, ())})
     found = connection.execute(to_duckdb(query, path)).fetchone()

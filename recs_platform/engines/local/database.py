@@ -122,7 +122,8 @@ class Database:
 
     def plan(self, pipeline: Pipeline, rebuild: Iterable[str] = ()) -> Plan:
         """What `deploy` would do. Raises what it would raise."""
-        _refreshers(pipeline, Storage())
+        if pipeline is not self.pipeline:
+            _refreshers(pipeline, Storage())
         return make_plan(pipeline, self.deployed(), rebuild)
 
     def deploy(self, pipeline: Pipeline, now: datetime, rebuild: Iterable[str] = ()) -> Plan:
@@ -130,7 +131,7 @@ class Database:
 
         Raises `UnsupportedSql` for a relation the local engine could not keep right; nothing has changed then.
         """
-        refreshers = _refreshers(pipeline, self._storage)
+        refreshers = self.refreshers if pipeline is self.pipeline else _refreshers(pipeline, self._storage)
         plan = make_plan(pipeline, self.deployed(), rebuild)
         self._tune(is_small=False)
         with self.transaction() as connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import duckdb
@@ -17,6 +17,7 @@ from recs_platform.engines.local.engine import Engine
 from recs_platform.engines.local.meter import FIGURES_WINDOW
 from recs_platform.engines.local.storage import quoted
 from recs_platform.errors import RecsError
+from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Plan
 
 MAX_ROWS = 1_000_000  # a query's result; more is cut off with an error, not silently
@@ -47,9 +48,13 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             "deployed": lambda _: self._with_cursor(
                 lambda c: dict(c.execute("SELECT name, fingerprint FROM recs.deployed").fetchall())
             ),
-            "plan": lambda request: _as_json(engine.ask(lambda: engine.plan(request.get("rebuild", ())))),
-            "apply": lambda request: _as_json(engine.ask(lambda: engine.apply(request.get("rebuild", ())))),
+            "plan": lambda request: self._between_ticks(engine.plan, request),
+            "apply": lambda request: self._between_ticks(engine.apply, request),
         }
+
+    def _between_ticks(self, work: Callable[[Sequence[str]], Plan], request: Mapping[str, Any]) -> list[dict[str, str]]:
+        Pipeline.load(self._engine.settings.sql_dir)  # in this thread, while the engine ticks: it has them read then
+        return _as_json(self._engine.ask(lambda: work(request.get("rebuild", ()))))
 
     def do_get(self, context: Any, ticket: flight.Ticket) -> flight.RecordBatchStream:
         request = json.loads(ticket.ticket)
