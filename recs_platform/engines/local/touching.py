@@ -99,8 +99,7 @@ def sql_of(expression: exp.Expr) -> str:
     """An expression of an analysis as DuckDB has it."""
     known = _translated.get(id(expression))
     if known is None:
-        """An expression of an analysis as DuckDB has it."""
-    known = _translated[id(expression)] = (expression, to_duckdb(expression))
+        known = _translated[id(expression)] = (expression, to_duckdb(expression))
     return known[1]
 
 
