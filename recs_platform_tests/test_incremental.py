@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from sqlglot import exp
 
+from recs_platform.engines.local import refresh, touching
 from recs_platform.engines.local.database import Database
 from recs_platform.engines.local.incremental import Mode, analyse
+from recs_platform.engines.transpile import to_duckdb
 from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import default_sql_dir
@@ -117,6 +121,31 @@ def test_rows_leave_by_the_clock_alone(database: Database) -> None:
     feeder.tick(START + timedelta(hours=48))
     assert feeder.rows("FROM trending_products") == []
     assert differences(database) == {}
+
+
+def test_a_tick_of_a_kind_that_was_there_before_translates_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feeder, translated = Feeder(database), list[str]()
+
+    def tick(hour: int) -> None:
+        now = START + timedelta(hours=hour)
+        view = {"event_type": "page_view", "user_id": hour, "product_id": "p1", "timestamp": utc(now)}
+        bought = view | {"event_type": "purchase"}
+        products = [{"product_id": "p1", "category": CATEGORIES[hour % 2], "in_stock": True}]
+        feeder.tick(now, [view], [bought], feeder.catalog_changes("product_catalog", products))
+        feeder.tick(now, [view], [bought])
+
+    def noted(expression: exp.Expr, *more: Any) -> str:
+        translated.append(expression.sql())
+        return to_duckdb(expression, *more)
+
+    for hour in (0, 1, 60, 61):  # from the third on rows leave as well
+        tick(hour)
+    for module in (refresh, touching):
+        monkeypatch.setattr(module, "to_duckdb", noted)
+    tick(62)
+    assert translated == []
 
 
 def test_a_window_expires_whole(database: Database) -> None:

@@ -71,9 +71,7 @@ def measure(session: Session) -> Section:
 
 def _compare(session: Session, stack: Preloaded, found: list[Contender]) -> dict[str, int]:
     session.say("comparing what trends")
-    for contender in found:
-        contender.go_on()
-    _await_all(session, stack, found)
+    _catch_up(session, stack, found)
     return disagreements({contender.name: contender.redis_url for contender in found})
 
 
@@ -93,22 +91,22 @@ def _backlog(session: Session, stack: Preloaded, found: list[Contender]) -> dict
 
 def _make_even(session: Session, stack: Preloaded, found: list[Contender]) -> None:
     """Nobody has anything left from before, the broker is empty, and all stand still."""
-    for contender in found:
-        contender.go_on()
-    _await_all(session, stack, found)
+    _catch_up(session, stack, found)
     if session.renews(stack):
+        found[0].go_on()  # the session waits for the platform to go over
         session.renew_broker(stack)
         for contender in found:
             contender.renewed()
-        _await_all(session, stack, found)
-    for contender in found:
-        contender.stop()
+        _catch_up(session, stack, found)
 
 
-def _await_all(session: Session, stack: Preloaded, found: list[Contender]) -> None:
+def _catch_up(session: Session, stack: Preloaded, found: list[Contender]) -> None:
+    """One after the other: some are never idle, and would slow down those that have much left."""
     tail = session.send_backlog(stack, 100)
     for contender in found:
+        contender.go_on()
         await_shown(session, contender, tail)
+        contender.stop()
 
 
 def _turn(session: Session, stack: Preloaded, contender: Contender, repeat: int, backlog: float) -> Turn:
