@@ -1,11 +1,13 @@
-"""A plan is a value: desired relations × deployed relations → ordered steps, each with its reason."""
+"""A plan is a value: desired relations × deployed versions → ordered steps, each with its reason."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from recs_platform.deployment import Deployment, Version, VersionId, physical_name
+from recs_platform.engines.capabilities import Capabilities
 from recs_platform.pipeline import Pipeline, Relation
 
 
@@ -17,20 +19,23 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Step:
-    """`name` is the public name; `fingerprint` the version that is created, switched to or dropped."""
+    """`name` is the public name; `version` the one that is created, switched to or dropped."""
 
     action: Action
     name: str
-    fingerprint: str
+    version: str
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.action} {self.name}__{self.fingerprint}: {self.reason}"
+        return f"{self.action} {self.name}__{self.version}: {self.reason}"
 
 
 @dataclass(frozen=True)
 class Plan:
+    """`targets`: the version of every relation once the plan is done."""
+
     steps: tuple[Step, ...]
+    targets: Mapping[str, VersionId] = field(default_factory=dict, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.steps)
@@ -43,42 +48,71 @@ class Plan:
         return {step.name for step in self.of(Action.CREATE)}
 
 
-def make_plan(pipeline: Pipeline, deployed: Mapping[str, str], rebuild: Iterable[str] = ()) -> Plan:
-    """The steps from what is deployed (public name → live fingerprint) to what `sql/` says.
+def make_plan(
+    pipeline: Pipeline, deployment: Deployment, capabilities: Capabilities, rebuild: Iterable[str] = ()
+) -> Plan:
+    """The steps from what is deployed to what `sql/` says.
 
-    Relations named in `rebuild` are created anew although their fingerprint stands. Everything that reads a
-    relation with a new fingerprint has a new one itself, so that a change cascades by itself.
+    Relations named in `rebuild` are built anew although their fingerprint stands. Everything that reads a relation with
+    a new version has a new one itself, so that a change cascades by itself. A version that is there already, left by a
+    plan that was cut short, is not created again; one that is not whole yet is waited for.
     """
     again = set(rebuild)
     for name in again:
         pipeline[name]  # raises for a name nobody defines
+    wanted = [r for r in pipeline if r.is_materialized or r.query is not None or capabilities.deploys_connections]
+    in_place = again if capabilities.rebuilds_in_place else set[str]()
+    targets = _targets(wanted, deployment, again - in_place)
+    live = deployment.live
     creates = [
-        Step(Action.CREATE, r.name, r.fingerprint, _reason(r, pipeline, deployed, again))
-        for r in pipeline
-        if r.is_materialized or r.query is not None
-        if deployed.get(r.name) != r.fingerprint or r.name in again
+        Step(Action.CREATE, r.name, str(targets[r.name]), _reason(r, targets, deployment, again))
+        for r in wanted
+        if r.name in in_place or not ((v := deployment.get(r.name, targets[r.name])) and v.is_whole)
     ]
     switches = [
-        Step(Action.SWITCH, s.name, s.fingerprint, f"readers go over from {deployed[s.name]}")
-        for s in creates
-        if deployed.get(s.name) not in (None, s.fingerprint)
+        Step(Action.SWITCH, name, str(target), f"readers go over from {live[name]}")
+        for name, target in targets.items()
+        if live.get(name) not in (None, target)
     ]
-    drops = [
-        Step(Action.DROP, name, fingerprint, _why_dropped(name, pipeline))
-        for name, fingerprint in deployed.items()
-        if name not in pipeline.relations or pipeline[name].fingerprint != fingerprint
-    ]
-    return Plan((*creates, *switches, *reversed(drops)))
+    return Plan((*creates, *switches, *_drops(targets, deployment)), targets)
 
 
-def _reason(relation: Relation, pipeline: Pipeline, deployed: Mapping[str, str], again: set[str]) -> str:
+def _targets(wanted: Iterable[Relation], deployment: Deployment, again: set[str]) -> dict[str, VersionId]:
+    """The version each relation is to have: one that is there where it is right and reads the right ones."""
+    targets = dict[str, VersionId]()
+    for relation in wanted:
+        known = [v for v in deployment.of(relation.name) if v.id.fingerprint == relation.fingerprint]
+        reads = {physical_name(u, targets[u]) for u in relation.upstreams if u in targets}
+        right = [v for v in known if not v.definition or reads <= v.reads]
+        if relation.name in again:
+            right = [v for v in right if _is_begun(v, deployment.live.get(relation.name))]
+        chosen = max(right, key=lambda v: (v.is_live, v.id.generation), default=None)
+        newer = VersionId(relation.fingerprint, 1 + max((v.id.generation for v in known), default=-1))
+        targets[relation.name] = chosen.id if chosen else newer
+    return targets
+
+
+def _is_begun(version: Version, live: VersionId | None) -> bool:
+    """Whether it is a rebuild of the live version that was cut short."""
+    is_younger = live is not None and live.fingerprint == version.id.fingerprint and version.id > live
+    return is_younger and version.replaced_at is None
+
+
+def _reason(relation: Relation, targets: Mapping[str, VersionId], deployment: Deployment, again: set[str]) -> str:
+    live = deployment.live
+    if deployment.get(relation.name, targets[relation.name]) and relation.name not in again:
+        return "begun before, and not whole yet"
     if relation.name in again:
         return "asked for"
-    if relation.name not in deployed:
+    if relation.name not in live:
         return "not deployed"
-    changed = [u for u in relation.upstreams if u in deployed and deployed[u] != pipeline[u].fingerprint]
+    changed = [u for u in relation.upstreams if u in live and live[u] != targets.get(u)]
     return f"reads {', '.join(changed)}, which changed" if changed else "its SQL changed"
 
 
-def _why_dropped(name: str, pipeline: Pipeline) -> str:
-    return "replaced" if name in pipeline.relations else "no file defines it any more"
+def _drops(targets: Mapping[str, VersionId], deployment: Deployment) -> Iterator[Step]:
+    """The youngest first: what reads was created after what it reads."""
+    for version in reversed(deployment.versions):
+        if targets.get(version.name) != version.id:
+            reason = "replaced" if version.name in targets else "no file defines it any more"
+            yield Step(Action.DROP, version.name, str(version.id), reason)

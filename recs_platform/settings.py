@@ -73,6 +73,14 @@ class Settings:
         secret=True,
         endpoint=True,
     )
+    engine: str = _setting("RECS_ENGINE", "local", "the stream engine: local, or risingwave")
+    risingwave_url: str = _setting(
+        "RECS_RISINGWAVE_URL", "", "your RisingWave, postgresql://root@127.0.0.1:4566/dev", secret=True, endpoint=True
+    )
+    barrier_interval_ms: int = _setting("RECS_BARRIER_INTERVAL_MS", 250, "how often a RisingWave makes changes visible")
+    grace_seconds: float = _setting(
+        "RECS_GRACE_SECONDS", 600.0, "how long a RisingWave keeps what was replaced, for `recs rollback`"
+    )
     engine_url: str = _setting(
         "RECS_ENGINE_URL", "", "where the engine answers queries, grpc://127.0.0.1:port", endpoint=True
     )

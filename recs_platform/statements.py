@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import sqlglot
@@ -25,6 +25,16 @@ _CDC_TABLE = re.compile(r"\bFROM\s+(?P<source>\w+)\s+TABLE\s+'(?P<table>[^']+)'\
 
 
 @dataclass(frozen=True)
+class Mention:
+    """Where a relation is named: `text[start:end]`. `is_bare`: columns may be qualified with the name itself."""
+
+    name: str
+    start: int
+    end: int
+    is_bare: bool = False
+
+
+@dataclass(frozen=True)
 class Statement:
     """One CREATE statement. `options` holds `WITH (…)`, and `table` and `source` for a CDC table."""
 
@@ -41,7 +51,26 @@ class Statement:
     upstreams: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     includes: Mapping[str, str] = field(default_factory=dict)  # INCLUDE offset AS kafka_offset: kafka_offset → offset
+    mentions: tuple[Mention, ...] = field(default=(), repr=False)
+    query_at: tuple[int, int] = field(default=(0, 0), repr=False)
     query: exp.Query | None = field(default=None, repr=False)
+
+    def renamed(self, names: Mapping[str, str]) -> str:
+        """The text with relations called by other names, its own among them; columns keep theirs."""
+        return self._renamed(names, 0, len(self.text))
+
+    def query_renamed(self, names: Mapping[str, str]) -> str:
+        """The query alone, without CREATE and a sink's options, with relations called by other names."""
+        return self._renamed(names, *self.query_at).strip()
+
+    def _renamed(self, names: Mapping[str, str], start: int, end: int) -> str:
+        parts, done = [], start
+        for mention in sorted((m for m in self.mentions if start <= m.start < end), key=lambda m: m.start):
+            new = names.get(mention.name, mention.name)
+            alias = f" AS {mention.name}" if mention.is_bare and new != mention.name else ""
+            parts += [self.text[done : mention.start], new, alias]
+            done = mention.end
+        return "".join([*parts, self.text[done:end]])
 
     def line_of(self, identifier: str) -> int:
         """The first line on which the identifier stands as a word of its own."""
@@ -95,7 +124,39 @@ def _statement(path: Path, text: str, tree: exp.Create, tokens: list[Token]) -> 
         columns=tuple(_columns(tree)),
         key=_key(tree),
         upstreams=_upstreams(query) if query is not None else (cdc["source"],) if cdc else (),
+        mentions=tuple(_mentions(path, tree, query, cdc)),
+        query_at=_query_at(text, tokens) if query is not None else (0, 0),
     )
+
+
+def _query_at(text: str, tokens: list[Token]) -> tuple[int, int]:
+    """From after `CREATE … AS` to a sink's `WITH (`, or to the end."""
+    first = next(i for i, token in enumerate(tokens) if token.token_type is TokenType.ALIAS) + 1
+    depth, end = 0, len(text.rstrip().rstrip(";"))
+    for token in tokens[first + 1 :]:
+        depth += (token.token_type is TokenType.L_PAREN) - (token.token_type is TokenType.R_PAREN)
+        if token.token_type is TokenType.WITH and depth == 0:
+            end = token.start
+    return tokens[first].start, end
+
+
+def _mentions(path: Path, tree: exp.Create, query: exp.Query | None, cdc: re.Match[str] | None) -> Iterator[Mention]:
+    yield _mention(_table(tree).this)
+    if cdc:
+        yield Mention(cdc["source"], *cdc.span("source"))
+    ctes = {cte.alias for cte in query.find_all(exp.CTE)} if query else set[str]()
+    for table in query.find_all(exp.Table) if query else ():
+        call = table.this
+        if isinstance(call, exp.Anonymous) and call.expressions:  # TUMBLE(relation, …)
+            yield _mention(call.expressions[0].this)
+        elif table.name not in ctes:
+            if table.args.get("version") and not table.alias:
+                raise PipelineError("a lookup join needs AS and a name", path, call.meta.get("line"))
+            yield replace(_mention(call), is_bare=not table.alias)
+
+
+def _mention(identifier: exp.Expr) -> Mention:
+    return Mention(identifier.name, identifier.meta["start"], identifier.meta["end"] + 1)
 
 
 def _spelt(token: Token) -> str:
@@ -103,9 +164,14 @@ def _spelt(token: Token) -> str:
 
 
 def _name(tree: exp.Create) -> str:
+    return _table(tree).name
+
+
+def _table(tree: exp.Create) -> exp.Table:
+    """What is created."""
     table = tree.find(exp.Table)
     assert table is not None
-    return table.name
+    return table
 
 
 def _is_materialized(tree: exp.Create, kind: str, options: Mapping[str, str]) -> bool:

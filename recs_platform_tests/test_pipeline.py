@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from recs_platform.columns import Origin
+from recs_platform.deployment import Deployment
+from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.errors import PipelineError
 from recs_platform.pipeline import Kind, Pipeline, render
 from recs_platform.plan import Action, make_plan
@@ -114,10 +116,11 @@ def test_the_plan_says_what_and_why(tmp_path: Path) -> None:
     view = "CREATE MATERIALIZED VIEW {} AS SELECT kafka_offset FROM {}"
     files = {"clicks": SOURCE, "a": view.format("a", "clicks"), "b": view.format("b", "a")}
     before = load(tmp_path, **files)
-    deployed = {r.name: r.fingerprint for r in before} | {"old": "12345678"}
-    assert make_plan(before, {r.name: r.fingerprint for r in before}).steps == ()
+    standing = {r.name: r.fingerprint for r in before}
+    assert make_plan(before, Deployment.of_live(standing), CAPABILITIES).steps == ()
     after = load(tmp_path, **files | {"a": view.format("a", "clicks") + " WHERE kafka_offset <> '0'"})
-    steps = [(s.action, s.name, s.reason) for s in make_plan(after, deployed).steps]
+    deployed = Deployment.of_live(standing | {"old": "12345678"})
+    steps = [(s.action, s.name, s.reason) for s in make_plan(after, deployed, CAPABILITIES).steps]
     assert steps == [
         (Action.CREATE, "a", "its SQL changed"),
         (Action.CREATE, "b", "reads a, which changed"),

@@ -64,5 +64,5 @@ def _show(plan: Plan, nothing: str) -> None:
         return
     table = Table("", "relation", "version", "because", box=None, header_style="bold")
     for step in plan.steps:
-        table.add_row(str(step.action), step.name, step.fingerprint, step.reason)
+        table.add_row(str(step.action), step.name, step.version, step.reason)
     Console().print(table)

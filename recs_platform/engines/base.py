@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
 
+from recs_platform.engines.capabilities import Capabilities
 from recs_platform.plan import Plan
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """How engines differ, as facts; code asks for the fact, never for the engine's name."""
-
-    name: str
-    has_arrow_results: bool
-    repeats_key_in_documents: bool  # a sink's JSON document holds its own key too
-    keeps_history_for_rebuilds: bool  # rebuilds a view of a topic further back than the topic reaches
 
 
 class StreamEngine(Protocol):

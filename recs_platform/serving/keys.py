@@ -7,6 +7,8 @@ which version is live:
     recs:<name>:<version>             present as long as that version is kept, also while it has no row
     recs:<name>:<version>:<row key>   one JSON document
 
+Two more are kept by whoever applies a plan: a lock, and since when versions are replaced.
+
 A writer sets `recs:<name>:<version>` before it flips the pointer and removes it along with the documents.
 Readers ignore fields they do not know. Everything here is pure.
 """
@@ -27,6 +29,10 @@ TRENDING_PRODUCTS = "trending_products"
 TRENDING_BY_SEGMENT = "trending_by_segment"
 ALSO_BOUGHT = "also_bought"
 PRODUCTS = "products"
+
+APPLY_LOCK = f"{ROOT}:_apply"
+REPLACED = f"{ROOT}:_replaced"
+"""A hash: physical name of a version that was replaced → since when, in seconds since 1970."""
 
 WINDOW = timedelta(hours=1)
 WINDOWS_KEPT = 48

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import flight
 
-from recs_platform.engines.base import Capabilities
+from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.errors import EngineError, EngineUnavailable, QueryError
 from recs_platform.plan import Action, Plan, Step
 from recs_platform.settings import Settings
@@ -20,9 +20,7 @@ from recs_platform.settings import Settings
 class LocalEngine:
     """Talks to the engine of the stack the settings name. Use it as a context manager or `close()` it."""
 
-    capabilities = Capabilities(
-        name="local", has_arrow_results=True, repeats_key_in_documents=False, keeps_history_for_rebuilds=True
-    )
+    capabilities = CAPABILITIES
 
     def __init__(self, settings: Settings | None = None, timeout: float = 30.0) -> None:
         """Raises `SettingsError` when no engine is known. `timeout` is in seconds, per call."""
@@ -119,4 +117,4 @@ def _plain(value: object) -> object:
 
 
 def _plan(steps: list[dict[str, str]]) -> Plan:
-    return Plan(tuple(Step(Action(s["action"]), s["name"], s["fingerprint"], s["reason"]) for s in steps))
+    return Plan(tuple(Step(Action(s["action"]), s["name"], s["version"], s["reason"]) for s in steps))

@@ -19,7 +19,9 @@ import pyarrow as pa
 from sqlglot import exp
 
 from recs_platform.columns import DIALECT
+from recs_platform.deployment import Deployment
 from recs_platform.engines import transpile
+from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.engines.local.cdc import TableChanges
 from recs_platform.engines.local.connection import Connection
 from recs_platform.engines.local.deltas import Tick, delta_table
@@ -124,7 +126,10 @@ class Database:
         """What `deploy` would do. Raises what it would raise."""
         if pipeline is not self.pipeline:
             _refreshers(pipeline, Storage())
-        return make_plan(pipeline, self.deployed(), rebuild)
+        return self._plan(pipeline, rebuild)
+
+    def _plan(self, pipeline: Pipeline, rebuild: Iterable[str]) -> Plan:
+        return make_plan(pipeline, Deployment.of_live(self.deployed()), CAPABILITIES, rebuild)
 
     def deploy(self, pipeline: Pipeline, now: datetime, rebuild: Iterable[str] = ()) -> Plan:
         """Makes the deployed relations those of the pipeline, whole or not at all.
@@ -132,14 +137,14 @@ class Database:
         Raises `UnsupportedSql` for a relation the local engine could not keep right; nothing has changed then.
         """
         refreshers = self.refreshers if pipeline is self.pipeline else _refreshers(pipeline, self._storage)
-        plan = make_plan(pipeline, self.deployed(), rebuild)
+        plan = self._plan(pipeline, rebuild)
         self._tune(is_small=False)
         with self.transaction() as connection:
             self._set_time(now)
             for step in plan.of(Action.CREATE):
                 self._create(pipeline[step.name], pipeline, {r.relation.name: r for r in refreshers}, now)
             for step in plan.of(Action.DROP):
-                self._drop(step.name, step.fingerprint, gone=step.name not in pipeline.relations)
+                self._drop(step.name, step.version, gone=step.name not in pipeline.relations)
             self._settle_kinds(refreshers)
             for relation in pipeline:
                 if relation.is_materialized or relation.query is not None:

@@ -140,6 +140,4 @@ def _run(cursor: duckdb.DuckDBPyConnection, sql: str, params: list[Any]) -> pa.T
 
 
 def _as_json(plan: Plan) -> list[dict[str, str]]:
-    return [
-        {"action": str(s.action), "name": s.name, "fingerprint": s.fingerprint, "reason": s.reason} for s in plan.steps
-    ]
+    return [{"action": str(s.action), "name": s.name, "version": s.version, "reason": s.reason} for s in plan.steps]

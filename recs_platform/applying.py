@@ -1,0 +1,198 @@
+"""Carries a plan out: create and wait, verify, switch, and later drop. Each step can be repeated.
+
+Nothing is kept but what the engine's catalog and Redis hold, so whoever comes after a crash makes a new plan and goes
+on from there. Two at once are kept apart by a lock in Redis that its owner has to renew.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import islice
+from typing import Protocol, cast
+
+import pyarrow as pa
+import redis
+from redis.exceptions import LockError
+
+from recs_platform.deployment import Deployment, Version, VersionId
+from recs_platform.errors import EngineError
+from recs_platform.pipeline import Kind, Pipeline, Relation
+from recs_platform.plan import Action, Plan, Step
+from recs_platform.serving import keys
+
+LOCK_SECONDS = 30.0
+BETWEEN_LOOKS = 0.2
+VERIFY_SECONDS = 600.0
+_CHUNK = 1_000
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
+
+Tell = Callable[[Step, float | None, str], None]
+"""Told of a step under way: how far it is from 0 to 1, None where nobody knows, and in words."""
+
+
+class Versioned(Protocol):
+    """What is asked of an engine that keeps versions side by side."""
+
+    def deployment(self) -> Deployment: ...
+    def progress(self) -> dict[str, str]: ...
+    def prepare(self) -> None: ...
+    def create(self, relation: Relation, targets: Mapping[str, VersionId]) -> None: ...
+    def failure(self, physical: str) -> str: ...
+    def sink_keys(self, sink: Relation, targets: Mapping[str, VersionId]) -> pa.Table: ...
+    def publish(self, name: str, version: VersionId) -> None: ...
+    def drop(self, version: Version) -> None: ...
+
+
+class Applier:
+    """Of one engine and its Redis. `grace`: seconds for which what was replaced stays, so that one can go back."""
+
+    def __init__(self, engine: Versioned, connection: redis.Redis, grace: float, tell: Tell | None = None) -> None:
+        self._engine, self._redis, self._grace = engine, connection, grace
+        self._tell: Tell = tell or (lambda *_: None)
+
+    def apply(self, pipeline: Pipeline, plan: Plan) -> None:
+        """Raises `EngineError` where the engine refuses or a version does not come out right; nothing is switched then."""
+        self._engine.prepare()
+        for step in plan.of(Action.CREATE):
+            self._create(step, pipeline[step.name], plan.targets)
+        going = self._going_over(plan)
+        for sink in pipeline.of_kind(Kind.SINK):
+            if sink.name in going:
+                step = Step(Action.SWITCH, sink.name, str(going[sink.name]), "")
+                self._verify(step, sink, plan.targets)
+        self._switch(pipeline, going)
+        self._retire(plan)
+
+    # -- create -------------------------------------------------------------------------------------------------
+
+    def _create(self, step: Step, relation: Relation, targets: Mapping[str, VersionId]) -> None:
+        version = targets[relation.name]
+        if self._engine.deployment().get(relation.name, version) is None:
+            self._tell(step, None, "being created")
+            self._engine.create(relation, targets)
+        physical = f"{relation.name}__{version}"
+        while (progress := self._engine.progress().get(physical)) is not None:
+            self._tell(step, _fraction(progress), progress)
+            time.sleep(BETWEEN_LOOKS)
+        if self._engine.deployment().get(relation.name, version) is None:
+            raise EngineError(f"{physical} was not built: {self._engine.failure(physical)}")
+        self._tell(step, 1.0, "built")
+
+    # -- verify -------------------------------------------------------------------------------------------------
+
+    def _verify(self, step: Step, sink: Relation, targets: Mapping[str, VersionId]) -> None:
+        """Every row of the sink has its key in Redis, and no key is there without a row."""
+        deadline = time.monotonic() + VERIFY_SECONDS
+        while True:
+            wanted = set(self._engine.sink_keys(sink, targets)["key"].to_pylist())
+            found = set(self._scan(sink.redis_name, str(targets[sink.name])))
+            missing = wanted - found
+            self._tell(
+                step, 1 - len(missing) / max(len(wanted), 1), f"{len(wanted) - len(missing):,} of {len(wanted):,} keys"
+            )
+            if not missing:
+                break
+            if time.monotonic() > deadline:
+                raise EngineError(
+                    f"{sink.name}: {len(missing):,} of {len(wanted):,} keys are not in Redis after {VERIFY_SECONDS:.0f} s, "
+                    f"{min(missing)} among them; readers stay on the version they have"
+                )
+            time.sleep(BETWEEN_LOOKS)
+
+    def _scan(self, name: str, version: str) -> Iterator[str]:
+        return cast(Iterator[str], self._redis.scan_iter(match=keys.documents_pattern(name, version), count=_CHUNK))
+
+    # -- switch -------------------------------------------------------------------------------------------------
+
+    def _going_over(self, plan: Plan) -> dict[str, VersionId]:
+        live = self._engine.deployment().live
+        return {name: version for name, version in plan.targets.items() if live.get(name) != version}
+
+    def _switch(self, pipeline: Pipeline, going: Mapping[str, VersionId]) -> None:
+        """All sinks at one moment, so that no reader sees lists of one deployment and products of another."""
+        sinks = {sink.name: sink.redis_name for sink in pipeline.of_kind(Kind.SINK) if sink.name in going}
+        with self._redis.pipeline(transaction=True) as pipe:
+            for name, redis_name in sinks.items():
+                pipe.set(keys.marker(redis_name, str(going[name])), "1")
+                pipe.set(keys.pointer(redis_name), str(going[name]))
+            pipe.execute()
+        for name, version in going.items():
+            if name not in sinks and _is_readable(pipeline[name]):
+                self._engine.publish(name, version)
+
+    # -- drop ---------------------------------------------------------------------------------------------------
+
+    def _retire(self, plan: Plan) -> None:
+        """Notes what is replaced from now on, and removes what has been for long enough."""
+        now, deployment = time.time(), self._engine.deployment()
+        for step in plan.of(Action.DROP):
+            version = next((v for v in deployment.of(step.name) if str(v.id) == step.version), None)
+            if version is None:
+                continue
+            self._redis.hsetnx(keys.REPLACED, version.physical_name, str(now))
+            since = replaced_at(self._redis, version) or now
+            if now - since >= self._grace:
+                self._drop(version)
+                self._tell(step, 1.0, "removed")
+            else:
+                self._tell(step, None, f"kept for {self._grace - (now - since):.0f} s more, for `recs rollback`")
+
+    def _drop(self, version: Version) -> None:
+        self._engine.drop(version)
+        self._redis.hdel(keys.REPLACED, version.physical_name)
+        if version.kind == Kind.SINK and version.redis_name:
+            remaining = self._scan(version.redis_name, str(version.id))
+            while chunk := list(islice(remaining, _CHUNK)):
+                self._redis.unlink(*chunk)
+            self._redis.unlink(keys.marker(version.redis_name, str(version.id)))
+
+
+def replaced_at(connection: redis.Redis, version: Version) -> float | None:
+    """Since when another version is live in its stead, in seconds since 1970; None where none is."""
+    since = connection.hget(keys.REPLACED, version.physical_name)
+    return float(str(since)) if since else None
+
+
+def _is_readable(relation: Relation) -> bool:
+    """A connection has no rows to select."""
+    return relation.is_materialized or relation.query is not None
+
+
+def _fraction(progress: str) -> float | None:
+    match = _PERCENT.search(progress)
+    return float(match[1]) / 100 if match else None
+
+
+@contextmanager
+def locked(connection: redis.Redis) -> Iterator[None]:
+    """Nobody else applies meanwhile. Raises `EngineError` naming who does. A dead owner's lock ends by itself."""
+    owner = f"{getpass.getuser()} on {socket.gethostname()}, process {os.getpid()}"
+    lock = connection.lock(keys.APPLY_LOCK, timeout=LOCK_SECONDS, thread_local=False)
+    if not lock.acquire(blocking=False, token=f"{owner}, {os.urandom(8).hex()}"):
+        holder = str(connection.get(keys.APPLY_LOCK) or "somebody").rpartition(",")[0]
+        raise EngineError(f"{holder} applies just now; if that is not so, the lock ends within {LOCK_SECONDS:.0f} s")
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(LOCK_SECONDS / 3):
+            try:
+                lock.reacquire()
+            except (LockError, redis.RedisError):
+                return
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        with suppress(LockError, redis.RedisError):
+            lock.release()

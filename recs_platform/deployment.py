@@ -1,0 +1,101 @@
+"""What is deployed, as an engine's catalog lists it: versions of relations, side by side.
+
+A version of `trending_products` is the relation `trending_products__3f2a91c0`; one that was built anew though its SQL
+stands is `trending_products__3f2a91c0_2`. The public name is a plain view over the live one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_PHYSICAL = re.compile(r"(?P<name>[a-z]\w*)__(?P<fingerprint>[0-9a-f]{8})(?:_(?P<generation>[1-9]\d*))?")
+_REDIS_NAME = re.compile(r"'recs:(\w+):")
+
+
+class VersionId(NamedTuple):
+    """A fingerprint, and how many times it had been built before."""
+
+    fingerprint: str
+    generation: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.fingerprint}_{self.generation}" if self.generation else self.fingerprint
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a relation. `progress` is the engine's word on a build that is under way, None once it is whole.
+
+    `definition` is its statement as the engine keeps it, secrets masked; "" where the engine keeps none. `replaced_at`: since
+    when (seconds since 1970) another version is live in its stead.
+    """
+
+    name: str
+    id: VersionId
+    kind: str
+    is_live: bool = False
+    progress: str | None = None
+    definition: str = ""
+    replaced_at: float | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.progress is None
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Physical names of what it reads."""
+        return frozenset(mentioned(self.definition)) - {self.physical_name}
+
+    @property
+    def physical_name(self) -> str:
+        return physical_name(self.name, self.id)
+
+    @property
+    def redis_name(self) -> str | None:
+        """The `<name>` of `recs:<name>:<version>:<row key>` that a sink writes."""
+        match = _REDIS_NAME.search(self.definition)
+        return match[1] if match else None
+
+    def __str__(self) -> str:
+        return self.physical_name
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """All versions that are there, in the order they were created."""
+
+    versions: tuple[Version, ...] = ()
+
+    @classmethod
+    def of_live(cls, fingerprints: Mapping[str, str]) -> Deployment:
+        """Of an engine that keeps one version of each: public name → its fingerprint."""
+        return cls(tuple(Version(name, VersionId(f), "", is_live=True) for name, f in fingerprints.items()))
+
+    @property
+    def live(self) -> dict[str, VersionId]:
+        return {version.name: version.id for version in self.versions if version.is_live}
+
+    def get(self, name: str, id: VersionId) -> Version | None:
+        return next((v for v in self.versions if v.name == name and v.id == id), None)
+
+    def of(self, name: str) -> list[Version]:
+        return [version for version in self.versions if version.name == name]
+
+
+def physical_name(name: str, id: VersionId) -> str:
+    return f"{name}__{id}"
+
+
+def taken_apart(physical: str) -> tuple[str, VersionId] | None:
+    """The public name and the version of a physical name; None for a name that is none of ours."""
+    match = _PHYSICAL.fullmatch(physical)
+    return (match["name"], VersionId(match["fingerprint"], int(match["generation"] or 0))) if match else None
+
+
+def mentioned(definition: str) -> Iterable[str]:
+    """The physical names in a statement, in order."""
+    return (match[0] for match in re.finditer(rf"\b{_PHYSICAL.pattern}\b", definition))

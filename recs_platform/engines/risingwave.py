@@ -1,0 +1,352 @@
+"""RisingWave through psycopg: the statements it is sent, and what its catalog says of what is deployed.
+
+Thin on purpose. The files of `sql/` go as they are, with relations called by their physical names and `${variables}`
+filled in; everything known of a deployment is read from `rw_catalog` and from the pointers in Redis. RisingWave keeps
+passwords in clear text in its definitions and repeats them in errors: they are masked before anyone sees them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import redis
+from psycopg.rows import dict_row
+
+from recs_platform.applying import Applier, Tell, locked, replaced_at
+from recs_platform.deployment import Deployment, Version, VersionId, mentioned, physical_name, taken_apart
+from recs_platform.engines.capabilities import Capabilities
+from recs_platform.errors import EngineError, EngineUnavailable, PipelineError, QueryError, SourceError
+from recs_platform.pipeline import Kind, Pipeline, Relation, render
+from recs_platform.plan import Plan, make_plan
+from recs_platform.serving import keys
+from recs_platform.settings import Settings, masked
+
+CAPABILITIES = Capabilities(
+    name="risingwave",
+    has_arrow_results=False,
+    repeats_key_in_documents=True,
+    keeps_history_for_rebuilds=False,
+    rebuilds_in_place=False,
+    deploys_connections=True,
+)
+
+CONNECT_SECONDS = 5
+OLDEST = (2, 8)  # what the statements were run on
+NEWEST_POSTGRES = {(2, 8): 17, (3, 0): 18}  # RisingWave from → the newest PostgreSQL it reads changes of
+
+LICENSED = {
+    "Redis streams": re.compile(r"redis_value_type\s*=\s*'stream'", re.IGNORECASE),
+    "questions about the past": re.compile(r"FOR\s+SYSTEM_TIME\s+AS\s+OF\s+(?!PROCTIME)", re.IGNORECASE),
+    "resource groups": re.compile(r"resource_group", re.IGNORECASE),
+}
+"""Feature → how it is recognised in a file. Secrets and automatic schema changes do not even parse here."""
+
+_KINDS = {
+    "materialized view": Kind.VIEW,
+    "view": Kind.VIEW,
+    "table": Kind.TABLE,
+    "source": Kind.SOURCE,
+    "sink": Kind.SINK,
+}
+_VERSION = re.compile(r"RisingWave-(\d+)\.(\d+)")
+_SECRET_OPTION = re.compile(r"((?:password|secret|token)[\w.]*\s*=\s*)'(?:[^']|'')*'", re.IGNORECASE)
+
+
+class RisingWaveEngine:
+    """One RisingWave and the Redis its sinks write to. Use it as a context manager or `close()` it."""
+
+    capabilities = CAPABILITIES
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Raises `SettingsError` without a URL, `EngineUnavailable` where nothing answers."""
+        self.settings = settings or Settings.load()
+        self._secrets = secrets_of(self.settings)
+        self._address = masked(self.settings.require("risingwave_url"))
+        self._redis = redis.Redis.from_url(self.settings.require("redis_url"), decode_responses=True, socket_timeout=5)
+        self._connection = self._connect()
+
+    def __enter__(self) -> RisingWaveEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+        self._redis.close()
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        try:
+            return psycopg.connect(self.settings.risingwave_url, autocommit=True, connect_timeout=CONNECT_SECONDS)
+        except psycopg.Error as error:
+            raise EngineUnavailable(f"RisingWave at {self._address} does not answer: {self._masked(error)}") from None
+
+    # -- plan and apply -------------------------------------------------------------------------------------------
+
+    def deployed(self) -> dict[str, str]:
+        return {name: version.fingerprint for name, version in self.deployment().live.items()}
+
+    def plan(self, rebuild: Iterable[str] = ()) -> Plan:
+        """What `apply` would do. Raises what `check` raises."""
+        return self._planned(Pipeline.load(self.settings.sql_dir), rebuild)
+
+    def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None) -> Plan:
+        """Carries the plan out, telling how far each step is; nobody else can meanwhile."""
+        pipeline = Pipeline.load(self.settings.sql_dir)
+        with locked(self._redis):
+            plan = self._planned(pipeline, rebuild)
+            Applier(self, self._redis, self.settings.grace_seconds, tell).apply(pipeline, plan)
+        return plan
+
+    def _planned(self, pipeline: Pipeline, rebuild: Iterable[str]) -> Plan:
+        self.check(pipeline)
+        return make_plan(pipeline, self.deployment(), self.capabilities, rebuild)
+
+    # -- what is there --------------------------------------------------------------------------------------------
+
+    def deployment(self) -> Deployment:
+        """All versions, the oldest first. A sink is live where the pointer in Redis says so, all else by its public view."""
+        found = self._rows("SELECT id, name, relation_type, definition FROM rw_catalog.rw_relations ORDER BY id")
+        progress, live = self.progress(), self._published(found)
+        versions = []
+        for row in found:
+            parts = taken_apart(str(row["name"]))
+            if parts is None or row["relation_type"] not in _KINDS:
+                continue
+            version = Version(
+                *parts,
+                kind=_KINDS[row["relation_type"]],
+                is_live=live.get(parts[0]) == parts[1],
+                progress=progress.get(str(row["name"])),
+                definition=self._masked(row["definition"]),
+            )
+            is_live = self._is_pointed_to(version) if version.kind == Kind.SINK else version.is_live
+            versions.append(replace(version, is_live=is_live, replaced_at=replaced_at(self._redis, version)))
+        return Deployment(tuple(versions))
+
+    @staticmethod
+    def _published(found: Sequence[Mapping[str, Any]]) -> dict[str, VersionId]:
+        """Public name → the version its view selects from."""
+        published = {}
+        for row in found:
+            if row["relation_type"] == "view" and taken_apart(str(row["name"])) is None:
+                for physical in mentioned(str(row["definition"])):
+                    name, version = taken_apart(physical) or ("", None)
+                    if version is not None and name == row["name"]:
+                        published[name] = version
+        return published
+
+    def _is_pointed_to(self, sink: Version) -> bool:
+        return self._redis.get(keys.pointer(sink.redis_name or "")) == str(sink.id)
+
+    def progress(self) -> dict[str, str]:
+        """Physical name → the engine's word on how far its build is, of all that are under way."""
+        found = {}
+        for row in self._rows("SELECT ddl_statement, progress FROM rw_catalog.rw_ddl_progress"):
+            for physical in list(mentioned(str(row["ddl_statement"])))[:1]:
+                found[physical] = str(row["progress"])
+        return found
+
+    def parameters(self) -> dict[str, str]:
+        """The cluster's system parameters."""
+        return {str(row["Name"]): str(row["Value"]) for row in self._rows("SHOW PARAMETERS")}
+
+    def sink_keys(self, sink: Relation, targets: Mapping[str, VersionId]) -> pa.Table:
+        """The keys a sink's query gives now: the column `key`."""
+        names = {name: physical_name(name, id) for name, id in targets.items()}
+        query = render(sink.statement.query_renamed(names), {"version": str(targets[sink.name])})
+        return self.query(f"SELECT key FROM ({query}) AS documents")
+
+    def failure(self, physical: str) -> str:
+        """Why a build came to nothing, in the engine's words."""
+        events = self._rows(
+            "SELECT info FROM rw_catalog.rw_event_logs WHERE event_type = 'CREATE_STREAM_JOB_FAIL' ORDER BY timestamp DESC"
+        )
+        about = (self._masked(row["info"]) for row in events if physical in str(row["info"]))
+        return next(about, "RisingWave does not say why; its log does")
+
+    # -- what is changed ------------------------------------------------------------------------------------------
+
+    def check(self, pipeline: Pipeline) -> None:
+        """Says what RisingWave would refuse or do wrong, before any statement. Raises `EngineError` or `PipelineError`."""
+        version = risingwave_version(str(self._rows("SELECT version() AS version")[0]["version"]))
+        if any(r.connector == "postgres-cdc" for r in pipeline):
+            check_postgres(version, _postgres_major(self.settings.require("postgres_url")))
+        for relation in pipeline:
+            check_licence(relation)
+
+    def prepare(self) -> None:
+        """Makes the cluster as the settings want it: how often it makes changes visible."""
+        wanted = str(self.settings.barrier_interval_ms)
+        if self.parameters().get("barrier_interval_ms") != wanted:
+            self._do(f"ALTER SYSTEM SET barrier_interval_ms = {wanted}")
+
+    def create(self, relation: Relation, targets: Mapping[str, VersionId]) -> None:
+        """Begins to build a version; a view is built in the background, `progress` says how far."""
+        is_view = relation.kind is Kind.VIEW and relation.is_materialized
+        self._do(f"SET BACKGROUND_DDL = {'true' if is_view else 'false'}")
+        self._do(statement(relation, targets, self.settings))
+
+    def publish(self, name: str, version: VersionId) -> None:
+        """Lets the public name stand for a version, in one step for whoever reads it."""
+        views = {row["name"] for row in self._rows("SELECT name FROM rw_catalog.rw_views")}
+        for text in publication(name, version, views):
+            self._do(text)
+
+    def unpublish(self, name: str) -> None:
+        self._do(f"DROP VIEW IF EXISTS {name}")
+
+    def drop(self, version: Version) -> None:
+        self._do(
+            f"DROP {version.kind.upper()} IF EXISTS {version.physical_name}"
+            if not _is_view(version)
+            else _drop_view(version)
+        )
+
+    # -- questions ------------------------------------------------------------------------------------------------
+
+    def query(self, sql: str, params: Sequence[object] | None = None) -> pa.Table:
+        """Rows of one SELECT as an Arrow table; `params` are bound to `$1`, `$2`, …. Raises `QueryError` where it is refused."""
+        if not re.match(r"\s*(SELECT|WITH|EXPLAIN|SHOW|DESCRIBE)\b", sql, re.IGNORECASE):
+            raise QueryError("one SELECT is wanted; the pipeline is changed in sql/")
+        with self._translated(QueryError), psycopg.RawCursor(self._connection) as cursor:
+            cursor.execute(sql.encode(), list(params) if params is not None else None)
+            names = [column.name for column in cursor.description or ()]
+            rows = cursor.fetchall()
+        return pa.table({name: [_plain(row[i]) for row in rows] for i, name in enumerate(names)})
+
+    def _rows(self, sql: str) -> list[dict[str, Any]]:
+        with self._translated(EngineError), self._connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(sql.encode()).fetchall()
+
+    def _do(self, sql: str) -> None:
+        with self._translated(EngineError):
+            self._connection.execute(sql.encode())
+
+    @contextmanager
+    def _translated(self, refused: type[EngineError]) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.OperationalError as error:
+            if not self._connection.closed:
+                raise refused(self._masked(error)) from None
+            raise EngineUnavailable(f"RisingWave at {self._address} does not answer: {self._masked(error)}") from None
+        except psycopg.Error as error:
+            raise refused(self._masked(error)) from None
+
+    def _masked(self, text: object) -> str:
+        return without_secrets(str(text), self._secrets)
+
+
+# -- the statements -----------------------------------------------------------------------------------------------
+
+
+def statement(relation: Relation, targets: Mapping[str, VersionId], settings: Settings) -> str:
+    """The file's statement for one version of everything it names. Holds secrets."""
+    version = targets[relation.name]
+    names = {name: physical_name(name, id) for name, id in targets.items()}
+    variables = settings.sql_variables() | {
+        "version": str(version),
+        # two versions of a source stand side by side for a while, and one slot has one reader
+        "replication_slot": slot_name(settings.replication_slot, version),
+    }
+    return render(relation.statement.renamed(names), variables).rstrip().rstrip(";")
+
+
+def risingwave_version(text: str) -> tuple[int, int]:
+    """Of what `version()` gives. Raises `EngineError` where it is another database, or too old."""
+    match = _VERSION.search(text)
+    if match is None:
+        raise EngineError(f"RECS_RISINGWAVE_URL leads to something that is no RisingWave: {text!r}")
+    found = int(match[1]), int(match[2])
+    if found < OLDEST:
+        raise EngineError(f"RisingWave {_dotted(found)} is too old: {_dotted(OLDEST)} or later is wanted")
+    return found
+
+
+def check_postgres(risingwave: tuple[int, int], postgres: int) -> None:
+    """Raises `EngineError` where this RisingWave refuses to read the changes of this PostgreSQL."""
+    newest = NEWEST_POSTGRES[max(since for since in NEWEST_POSTGRES if since <= risingwave)]
+    if postgres > newest:
+        raise EngineError(
+            f"RisingWave {_dotted(risingwave)} reads changes of PostgreSQL up to {newest}, and the catalog is in {postgres}: "
+            "use an older PostgreSQL or a newer RisingWave"
+        )
+
+
+def check_licence(relation: Relation) -> None:
+    """Raises `PipelineError` for what works on a trial key of four cores and fails in production."""
+    for feature, pattern in LICENSED.items():
+        match = pattern.search(relation.text)
+        if match:
+            line = relation.text.count("\n", 0, match.start()) + 1
+            raise PipelineError(f"{feature} of RisingWave need a licence: do without", relation.path, line)
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _postgres_major(url: str) -> int:
+    try:
+        with psycopg.connect(url, connect_timeout=CONNECT_SECONDS) as connection:
+            return connection.info.server_version // 10_000
+    except psycopg.Error as error:
+        raise SourceError(f"PostgreSQL at {masked(url)}: {without_secrets(str(error), [_password(url)])}") from None
+
+
+def slot_name(prefix: str, version: VersionId) -> str:
+    return f"{prefix}_{version}"
+
+
+def publication(name: str, version: VersionId, views: set[str]) -> list[str]:
+    """The statements after which a public name stands for a version, given the views that are there.
+
+    Swapping the names of two views is one step; a helper left by a switch that was cut short is removed first.
+    """
+    selected = f"AS SELECT * FROM {physical_name(name, version)}"
+    if name not in views:
+        return [f"CREATE VIEW {name} {selected}"]
+    helper = f"{name}__next"
+    left_over = [f"DROP VIEW {helper}"] if helper in views else []
+    swap = [f"CREATE VIEW {helper} {selected}", f"ALTER VIEW {name} SWAP WITH {helper}", f"DROP VIEW {helper}"]
+    return [*left_over, *swap]
+
+
+def _is_view(version: Version) -> bool:
+    return version.kind == Kind.VIEW
+
+
+def _drop_view(version: Version) -> str:
+    what = "MATERIALIZED VIEW" if "CREATE MATERIALIZED VIEW" in version.definition.upper() else "VIEW"
+    return f"DROP {what} IF EXISTS {version.physical_name}"
+
+
+def without_secrets(text: str, secrets: Sequence[str]) -> str:
+    """The text with every known secret, and every option that sounds like one, as `***`."""
+    for secret in secrets:
+        text = text.replace(secret.replace("'", "''"), "***").replace(secret, "***")
+    return _SECRET_OPTION.sub(r"\1'***'", text)
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    variables = settings.sql_variables()
+    passwords = [variables["postgres_password"], *(_password(u) for u in (settings.redis_url, settings.risingwave_url))]
+    return sorted({p for p in passwords if p}, key=len, reverse=True)
+
+
+def _password(url: str) -> str:
+    match = re.search(r"://[^:/@]*:(.*)@", url)
+    return match[1] if match else ""
+
+
+def _plain(value: object) -> object:
+    """JSON as its text, as the local engine hands it over; arrays are lists in both."""
+    return json.dumps(value) if isinstance(value, dict) else value

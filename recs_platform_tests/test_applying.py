@@ -1,0 +1,242 @@
+"""A plan is carried out step by step, and whatever cuts it short, the next one goes on: readers see the old or the new."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import redis
+
+from recs_platform import applying
+from recs_platform.applying import Applier, locked, replaced_at
+from recs_platform.deployment import Deployment, Version, VersionId, physical_name
+from recs_platform.engines.risingwave import CAPABILITIES
+from recs_platform.errors import EngineError
+from recs_platform.pipeline import Kind, Pipeline, Relation
+from recs_platform.plan import Plan, make_plan
+from recs_platform.serving import keys
+
+FILES = {
+    "clicks": "CREATE SOURCE clicks (payload BYTEA) INCLUDE partition AS part INCLUDE offset AS at WITH (connector = 'kafka', topic = 'c')",
+    "lists": "CREATE MATERIALIZED VIEW lists AS SELECT part, at FROM clicks",
+    "others": "CREATE MATERIALIZED VIEW others AS SELECT at FROM clicks",
+    "lists_sink": "CREATE SINK lists_sink AS SELECT 'recs:lists:${version}:' || part AS key, at FROM lists WITH (connector = 'redis')",
+    "others_sink": "CREATE SINK others_sink AS SELECT 'recs:others:${version}:' || at AS key, at FROM others WITH (connector = 'redis')",
+}
+CHANGED = FILES | {"lists": FILES["lists"] + " WHERE at <> '0'"}
+ROWS = [f"row{i}" for i in range(30)]
+
+
+class CutShort(Exception):
+    """The process died here."""
+
+
+class Cluster:
+    """What a RisingWave keeps of what it is told; its sinks write to a real Redis. `dies_at`: the verb that never returns."""
+
+    def __init__(self, connection: redis.Redis) -> None:
+        self.redis = connection
+        self.versions: list[Version] = []
+        self.published: dict[str, VersionId] = {}
+        self.building: dict[str, int] = {}
+        self.told: list[str] = []
+        self.loses: set[str] = set()  # sinks that never write their last key
+        self.dies_at: int | None = None
+
+    def deployment(self) -> Deployment:
+        return Deployment(
+            tuple(
+                replace(
+                    version,
+                    is_live=self._is_live(version),
+                    progress=self._progress_of(version.physical_name),
+                    replaced_at=replaced_at(self.redis, version),
+                )
+                for version in self.versions
+            )
+        )
+
+    def _is_live(self, version: Version) -> bool:
+        if version.kind == Kind.SINK:
+            return bool(self.redis.get(keys.pointer(str(version.redis_name))) == str(version.id))
+        return self.published.get(version.name) == version.id
+
+    def _progress_of(self, physical: str) -> str | None:
+        return "Snapshot [50.00% (1/2)]" if self.building.get(physical, 0) > 0 else None
+
+    def progress(self) -> dict[str, str]:
+        found = {physical: str(self._progress_of(physical)) for physical, looks in self.building.items() if looks > 0}
+        self.building = {physical: looks - 1 for physical, looks in self.building.items()}
+        return found
+
+    def prepare(self) -> None:
+        self._note("prepare")
+
+    def failure(self, physical: str) -> str:
+        return "it said no"
+
+    def create(self, relation: Relation, targets: Mapping[str, VersionId]) -> None:
+        version = targets[relation.name]
+        known = {v.physical_name for v in self.versions}
+        missing = {physical_name(u, targets[u]) for u in relation.upstreams} - known
+        assert not missing, "an upstream is not there"
+        assert physical_name(relation.name, version) not in known, "a name is taken"
+        names = {name: physical_name(name, id) for name, id in targets.items()}
+        self.versions.append(Version(relation.name, version, relation.kind, definition=relation.statement.renamed(names)))
+        if relation.kind is Kind.VIEW:
+            self.building[physical_name(relation.name, version)] = 2
+        if relation.kind is Kind.SINK:
+            for key in self._keys(relation, version)[: -1 if relation.name in self.loses else None]:
+                self.redis.set(key, "{}")
+        self._note(f"create {relation.name}")
+
+    def sink_keys(self, sink: Relation, targets: Mapping[str, VersionId]) -> pa.Table:
+        return pa.table({"key": self._keys(sink, targets[sink.name])})
+
+    @staticmethod
+    def _keys(sink: Relation, version: VersionId) -> list[str]:
+        return [keys.document(sink.redis_name, str(version), row) for row in ROWS]
+
+    def publish(self, name: str, version: VersionId) -> None:
+        self.published[name] = version
+        self._note(f"publish {name}")
+
+    def drop(self, version: Version) -> None:
+        self.versions = [v for v in self.versions if (v.name, v.id) != (version.name, version.id)]
+        self._note(f"drop {version.name}")
+
+    def _note(self, verb: str) -> None:
+        self.told.append(verb)
+        if self.dies_at is not None and len(self.told) > self.dies_at:
+            raise CutShort
+
+
+@pytest.fixture
+def connection(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as connection:
+        connection.flushdb()
+        yield connection
+
+
+@pytest.fixture
+def cluster(connection: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    monkeypatch.setattr(applying, "BETWEEN_LOOKS", 0.0)
+    return Cluster(connection)
+
+
+def pipeline(directory: Path, files: Mapping[str, str]) -> Pipeline:
+    directory.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (directory / f"{name}.sql").write_text(text)
+    return Pipeline.load(directory)
+
+
+def apply(cluster: Cluster, wanted: Pipeline, grace: float = 600.0, rebuild: tuple[str, ...] = ()) -> Plan:
+    plan = make_plan(wanted, cluster.deployment(), CAPABILITIES, rebuild)
+    Applier(cluster, cluster.redis, grace).apply(wanted, plan)
+    return plan
+
+
+def read(connection: redis.Redis, name: str) -> list[str]:
+    """The rows a reader finds: pointer and documents."""
+    version = str(connection.get(keys.pointer(name)))
+    prefix = keys.prefix(name, version)
+    return sorted(str(key).removeprefix(prefix) for key in connection.scan_iter(match=prefix + "*"))
+
+
+def test_from_nothing_upstreams_first(cluster: Cluster, tmp_path: Path) -> None:
+    wanted = pipeline(tmp_path, FILES)
+    apply(cluster, wanted)
+    assert cluster.deployment().live == {r.name: VersionId(r.fingerprint) for r in wanted}
+    assert read(cluster.redis, "lists") == read(cluster.redis, "others") == sorted(ROWS)
+    assert not make_plan(wanted, cluster.deployment(), CAPABILITIES)
+
+
+def test_a_change_builds_what_reads_it_and_shares_the_rest(cluster: Cluster, tmp_path: Path) -> None:
+    apply(cluster, pipeline(tmp_path, FILES))
+    cluster.told.clear()
+    apply(cluster, pipeline(tmp_path, CHANGED))
+    assert cluster.told == ["prepare", "create lists", "create lists_sink", "publish lists"]
+    assert read(cluster.redis, "lists") == sorted(ROWS)
+
+
+def test_what_was_replaced_goes_when_its_time_is_over_with_its_keys(cluster: Cluster, tmp_path: Path) -> None:
+    before = pipeline(tmp_path, FILES)
+    old = keys.prefix("lists", before["lists_sink"].fingerprint)
+    apply(cluster, before)
+    after = pipeline(tmp_path, CHANGED)
+    apply(cluster, after, grace=600)
+    assert list(cluster.redis.scan_iter(match=old + "*")), "kept for a way back"
+    apply(cluster, after, grace=0)
+    assert cluster.told[-2:] == ["drop lists_sink", "drop lists"], "what reads goes first"
+    assert not list(cluster.redis.scan_iter(match=old[:-1] + "*"))
+    assert cluster.redis.hgetall(keys.REPLACED) == {}
+
+
+def test_a_rebuild_stands_beside_what_it_replaces(cluster: Cluster, tmp_path: Path) -> None:
+    wanted = pipeline(tmp_path, FILES)
+    apply(cluster, wanted)
+    apply(cluster, wanted, rebuild=("lists",))
+    generations = {name: version.generation for name, version in cluster.deployment().live.items()}
+    assert generations == {"clicks": 0, "lists": 1, "lists_sink": 1, "others": 0, "others_sink": 0}
+    apply(cluster, wanted, grace=0)
+    assert len(cluster.versions) == len(FILES)
+
+
+@pytest.mark.parametrize("rebuild", [(), ("lists",)], ids=["", "of a rebuild"])
+@pytest.mark.parametrize("files", [FILES, CHANGED], ids=["from nothing", "a change"])
+def test_cut_short_anywhere_the_next_one_goes_on(
+    cluster: Cluster, tmp_path: Path, files: Mapping[str, str], rebuild: tuple[str, ...]
+) -> None:
+    """A run that dies after its first verb, then one that dies after its second, and so on until one comes through."""
+    if files is CHANGED or rebuild:
+        apply(cluster, pipeline(tmp_path, FILES), grace=0)
+    wanted, standing = pipeline(tmp_path, files), read(cluster.redis, "lists")
+    for dies_at in itertools.count():
+        cluster.told.clear()
+        cluster.dies_at = dies_at
+        try:
+            apply(cluster, wanted, 0, rebuild)
+            break
+        except CutShort:
+            assert read(cluster.redis, "lists") in (standing, sorted(ROWS))
+    assert dies_at > 1
+    live = cluster.deployment().live
+    assert {n: v.fingerprint for n, v in live.items()} == {r.name: r.fingerprint for r in wanted}
+    if files is FILES:
+        assert live["lists"].generation == live["lists_sink"].generation >= len(rebuild)
+    assert len(cluster.versions) == len(wanted.relations)
+    assert read(cluster.redis, "lists") == sorted(ROWS)
+
+
+def test_no_reader_goes_over_to_a_version_that_lacks_keys(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pipeline(tmp_path, FILES)
+    apply(cluster, before)
+    monkeypatch.setattr(applying, "VERIFY_SECONDS", 0.0)
+    cluster.loses = {"lists_sink"}
+    with pytest.raises(EngineError, match=r"lists_sink: 1 of 30 keys are not in Redis .*:row29 among them"):
+        apply(cluster, pipeline(tmp_path, CHANGED))
+    assert cluster.redis.get(keys.pointer("lists")) == before["lists_sink"].fingerprint
+
+
+def test_two_at_once_are_kept_apart(connection: redis.Redis) -> None:
+    with locked(connection):
+        with pytest.raises(EngineError, match=r"process \d+ applies just now"), locked(connection):
+            pass
+        assert 0 < connection.pttl(keys.APPLY_LOCK) <= applying.LOCK_SECONDS * 1000
+    with locked(connection):
+        pass
+
+
+def test_a_lock_lives_as_long_as_its_owner(connection: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applying, "LOCK_SECONDS", 0.3)
+    with locked(connection):
+        threading.Event().wait(0.9)
+        assert connection.exists(keys.APPLY_LOCK), "renewed meanwhile"

@@ -1,0 +1,157 @@
+"""What a RisingWave is sent, word for word, and what is kept from it and from anyone who reads along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recs_platform.deployment import VersionId, physical_name
+from recs_platform.engines import risingwave
+from recs_platform.engines.risingwave import publication, statement, without_secrets
+from recs_platform.errors import EngineError, PipelineError
+from recs_platform.pipeline import Pipeline
+from recs_platform.settings import Settings, default_sql_dir
+
+SETTINGS = Settings.load(
+    {
+        "RECS_KAFKA_BOOTSTRAP_SERVERS": "kafka:9092",
+        "RECS_POSTGRES_URL": "postgresql://reader:it%27s%20secret@shop-db:5433/shop",
+        "RECS_REDIS_URL": "redis://:redis-secret@redis:6379/0",
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline.load(default_sql_dir())
+
+
+@pytest.fixture(scope="module")
+def targets(pipeline: Pipeline) -> dict[str, VersionId]:
+    return {relation.name: VersionId(relation.fingerprint) for relation in pipeline}
+
+
+def without_comments(sql: str) -> str:
+    return "\n".join(line for line in sql.splitlines() if not line.startswith("--"))
+
+
+def test_a_view_reads_physical_relations_and_nothing_else_of_it_changes(
+    pipeline: Pipeline, targets: dict[str, VersionId]
+) -> None:
+    sent = without_comments(statement(pipeline["product_views_by_window"], targets, SETTINGS))
+    own, read = (physical_name(n, targets[n]) for n in ("product_views_by_window", "user_activity"))
+    assert sent == (
+        f"CREATE MATERIALIZED VIEW {own} AS\n"
+        "SELECT window_start, product_id, COUNT(*) AS view_count, MAX(event_time) AS last_view\n"
+        f"FROM TUMBLE({read}, event_time, INTERVAL '1 hour')\n"
+        "WHERE event_type = 'page_view' AND window_start > NOW() - INTERVAL '48 hours'\n"
+        "GROUP BY window_start, product_id"
+    )
+
+
+def test_columns_qualified_with_a_public_name_still_find_it(pipeline: Pipeline, targets: dict[str, VersionId]) -> None:
+    read = physical_name("also_bought", targets["also_bought"])
+    assert f"FROM {read} AS also_bought GROUP BY" in statement(pipeline["also_bought_sink"], targets, SETTINGS)
+
+
+def test_a_lookup_join_keeps_its_form(pipeline: Pipeline, targets: dict[str, VersionId]) -> None:
+    read = physical_name("category_lists", targets["category_lists"])
+    sent = statement(pipeline["user_recommendations"], targets, SETTINGS)
+    assert sent.count(f"LEFT JOIN {read} FOR SYSTEM_TIME AS OF PROCTIME() AS ") == 3
+
+
+def test_every_statement_is_filled_in_and_names_physical_relations_alone(
+    pipeline: Pipeline, targets: dict[str, VersionId]
+) -> None:
+    for relation in pipeline:
+        sent = without_comments(statement(relation, targets, SETTINGS))
+        assert "${" not in sent
+        assert not sent.endswith(";")
+        for name in (relation.name, *relation.upstreams):
+            assert physical_name(name, targets[name]) in sent
+
+
+def test_each_version_of_the_catalog_has_a_slot_of_its_own(pipeline: Pipeline, targets: dict[str, VersionId]) -> None:
+    first = statement(pipeline["shop"], targets, SETTINGS)
+    again = statement(pipeline["shop"], targets | {"shop": VersionId(targets["shop"].fingerprint, 1)}, SETTINGS)
+    assert f"slot.name = 'recs_{targets['shop']}'" in first
+    assert f"slot.name = 'recs_{targets['shop']}_1'" in again
+    assert "password = 'it''s secret'" in first, "a quote in a password is doubled"
+
+
+def test_a_sink_writes_under_the_prefix_of_its_version(pipeline: Pipeline, targets: dict[str, VersionId]) -> None:
+    anew = targets | {"products_sink": VersionId(targets["products_sink"].fingerprint, 2)}
+    assert f"'recs:products:{targets['products_sink']}_2:' || product_id" in statement(
+        pipeline["products_sink"], anew, SETTINGS
+    )
+
+
+@pytest.mark.parametrize(
+    ("views", "sent"),
+    [
+        (set[str](), ["CREATE VIEW trending AS SELECT * FROM trending__3f2a91c0"]),
+        (
+            {"trending"},
+            [
+                "CREATE VIEW trending__next AS SELECT * FROM trending__3f2a91c0",
+                "ALTER VIEW trending SWAP WITH trending__next",
+                "DROP VIEW trending__next",
+            ],
+        ),
+        (
+            {"trending", "trending__next"},
+            [
+                "DROP VIEW trending__next",
+                "CREATE VIEW trending__next AS SELECT * FROM trending__3f2a91c0",
+                "ALTER VIEW trending SWAP WITH trending__next",
+                "DROP VIEW trending__next",
+            ],
+        ),
+    ],
+    ids=["the first version", "another version", "a switch was cut short"],
+)
+def test_a_public_name_goes_over_in_one_step(views: set[str], sent: list[str]) -> None:
+    assert publication("trending", VersionId("3f2a91c0"), views) == sent
+
+
+def test_no_secret_is_left_in_what_is_shown(pipeline: Pipeline, targets: dict[str, VersionId]) -> None:
+    secrets = risingwave.secrets_of(SETTINGS)
+    for relation in pipeline:
+        shown = without_secrets(statement(relation, targets, SETTINGS), secrets)
+        assert "secret" not in shown.replace("secrets", "")
+    assert without_secrets("WITH (password = 'unknown to us')", secrets) == "WITH (password = '***')"
+
+
+def test_versions_are_checked_before_anything_is_sent() -> None:
+    assert risingwave.risingwave_version("PostgreSQL 13.14.0-RisingWave-2.8.1 (abcdef)") == (2, 8)
+    with pytest.raises(EngineError, match=r"RisingWave 2\.6 is too old: 2\.8 or later is wanted"):
+        risingwave.risingwave_version("PostgreSQL 13.14.0-RisingWave-2.6.0 (abcdef)")
+    with pytest.raises(EngineError, match="no RisingWave"):
+        risingwave.risingwave_version("PostgreSQL 17.2 on x86_64-pc-linux-gnu")
+    risingwave.check_postgres((2, 8), 17)
+    risingwave.check_postgres((3, 1), 18)
+    with pytest.raises(EngineError, match=r"RisingWave 2\.9 reads changes of PostgreSQL up to 17, and the catalog is in 18"):
+        risingwave.check_postgres((2, 9), 18)
+
+
+@pytest.mark.parametrize(
+    ("text", "feature"),
+    [
+        (
+            "CREATE SINK b AS SELECT 'recs:b:${version}:' || x AS key FROM a WITH (connector = 'redis', redis_value_type = 'stream')",
+            "Redis streams",
+        ),
+        ("CREATE VIEW b AS SELECT x FROM a FOR SYSTEM_TIME AS OF NOW() AS b", "questions about the past"),
+    ],
+)
+def test_what_needs_a_licence_is_named_with_its_line(tmp_path: Path, text: str, feature: str) -> None:
+    (tmp_path / "a.sql").write_text("CREATE TABLE a (x VARCHAR PRIMARY KEY)")
+    (tmp_path / "b.sql").write_text(f"-- a comment\n{text}")
+    with pytest.raises(PipelineError, match=rf"b\.sql:2: {feature} of RisingWave need a licence"):
+        risingwave.check_licence(Pipeline.load(tmp_path)["b"])
+
+
+def test_the_pipeline_needs_no_licence(pipeline: Pipeline) -> None:
+    for relation in pipeline:
+        risingwave.check_licence(relation)
