@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Protocol, cast
@@ -21,10 +21,10 @@ import pyarrow as pa
 import redis
 from redis.exceptions import LockError
 
-from recs_platform.deployment import Deployment, Version, VersionId
+from recs_platform.deployment import Deployment, Version, VersionId, taken_apart
 from recs_platform.errors import EngineError
 from recs_platform.pipeline import Kind, Pipeline, Relation
-from recs_platform.plan import Action, Plan, Step
+from recs_platform.plan import Action, Plan, Step, Tell
 from recs_platform.serving import keys
 
 LOCK_SECONDS = 30.0
@@ -32,9 +32,6 @@ BETWEEN_LOOKS = 0.2
 VERIFY_SECONDS = 600.0
 _CHUNK = 1_000
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
-
-Tell = Callable[[Step, float | None, str], None]
-"""Told of a step under way: how far it is from 0 to 1, None where nobody knows, and in words."""
 
 
 class Versioned(Protocol):
@@ -47,6 +44,7 @@ class Versioned(Protocol):
     def failure(self, physical: str) -> str: ...
     def sink_keys(self, sink: Relation, targets: Mapping[str, VersionId]) -> pa.Table: ...
     def publish(self, name: str, version: VersionId) -> None: ...
+    def unpublish(self, name: str) -> None: ...
     def drop(self, version: Version) -> None: ...
 
 
@@ -69,6 +67,11 @@ class Applier:
                 self._verify(step, sink, plan.targets)
         self._switch(pipeline, going)
         self._retire(plan)
+
+    def roll_back(self, pipeline: Pipeline, plan: Plan) -> None:
+        """Carries out a plan of switches alone."""
+        going = self._going_over(plan)
+        self._switch(pipeline, going)
 
     # -- create -------------------------------------------------------------------------------------------------
 
@@ -132,32 +135,50 @@ class Applier:
     def _retire(self, plan: Plan) -> None:
         """Notes what is replaced from now on, and removes what has been for long enough."""
         now, deployment = time.time(), self._engine.deployment()
+        self._sweep({version.physical_name for version in deployment.versions})
         for step in plan.of(Action.DROP):
             version = next((v for v in deployment.of(step.name) if str(v.id) == step.version), None)
             if version is None:
                 continue
-            self._redis.hsetnx(keys.REPLACED, version.physical_name, str(now))
-            since = replaced_at(self._redis, version) or now
-            if now - since >= self._grace:
+            self._redis.hsetnx(keys.REPLACED, version.physical_name, f"{now} {version.redis_name or ''}")
+            left = self._grace - (now - (replaced_at(self._redis, version) or now))
+            if left > 0:
+                self._tell(step, None, f"kept for {left:.0f} s more, for `recs rollback`")
+            else:
                 self._drop(version)
                 self._tell(step, 1.0, "removed")
-            else:
-                self._tell(step, None, f"kept for {self._grace - (now - since):.0f} s more, for `recs rollback`")
+
+    def _sweep(self, there: set[str]) -> None:
+        """Removes the keys of what was dropped when a run was cut short."""
+        for physical, noted in cast(dict[str, str], self._redis.hgetall(keys.REPLACED)).items():
+            name, parts = noted.partition(" ")[2], taken_apart(physical)
+            if physical not in there and parts:
+                if name:
+                    self._remove_keys(name, str(parts[1]))
+                self._redis.hdel(keys.REPLACED, physical)
 
     def _drop(self, version: Version) -> None:
+        """With its keys, and with its name where nothing has taken its place."""
+        if version.is_live and version.kind != Kind.SINK:
+            self._engine.unpublish(version.name)
         self._engine.drop(version)
+        if version.redis_name:
+            if version.is_live:
+                self._redis.unlink(keys.pointer(version.redis_name))
+            self._remove_keys(version.redis_name, str(version.id))
         self._redis.hdel(keys.REPLACED, version.physical_name)
-        if version.kind == Kind.SINK and version.redis_name:
-            remaining = self._scan(version.redis_name, str(version.id))
-            while chunk := list(islice(remaining, _CHUNK)):
-                self._redis.unlink(*chunk)
-            self._redis.unlink(keys.marker(version.redis_name, str(version.id)))
+
+    def _remove_keys(self, name: str, version: str) -> None:
+        remaining = self._scan(name, version)
+        while chunk := list(islice(remaining, _CHUNK)):
+            self._redis.unlink(*chunk)
+        self._redis.unlink(keys.marker(name, version))
 
 
 def replaced_at(connection: redis.Redis, version: Version) -> float | None:
     """Since when another version is live in its stead, in seconds since 1970; None where none is."""
-    since = connection.hget(keys.REPLACED, version.physical_name)
-    return float(str(since)) if since else None
+    noted = connection.hget(keys.REPLACED, version.physical_name)
+    return float(str(noted).partition(" ")[0]) if noted else None
 
 
 def _is_readable(relation: Relation) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from recs_platform.pipeline import Kind
+
 _PHYSICAL = re.compile(r"(?P<name>[a-z]\w*)__(?P<fingerprint>[0-9a-f]{8})(?:_(?P<generation>[1-9]\d*))?")
 _REDIS_NAME = re.compile(r"'recs:(\w+):")
 
@@ -57,7 +59,7 @@ class Version:
     @property
     def redis_name(self) -> str | None:
         """The `<name>` of `recs:<name>:<version>:<row key>` that a sink writes."""
-        match = _REDIS_NAME.search(self.definition)
+        match = _REDIS_NAME.search(self.definition) if self.kind == Kind.SINK else None
         return match[1] if match else None
 
     def __str__(self) -> str:

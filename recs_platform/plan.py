@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from recs_platform.capabilities import Capabilities
 from recs_platform.deployment import Deployment, Version, VersionId, physical_name
-from recs_platform.engines.capabilities import Capabilities
 from recs_platform.pipeline import Pipeline, Relation
 
 
@@ -28,6 +28,10 @@ class Step:
 
     def __str__(self) -> str:
         return f"{self.action} {self.name}__{self.version}: {self.reason}"
+
+
+Tell = Callable[[Step, float | None, str], None]
+"""Told of a step under way: how far it is from 0 to 1, None where nobody knows, and in words."""
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,9 @@ def _of_relation(
     relation: Relation, entry: Mapping[str, Any], status: Mapping[str, Any], pipeline: Pipeline
 ) -> Reading:
     numbers: dict[str, Number] = {} if entry["rows"] is None else {"rows": entry["rows"]}
-    state = {"fingerprint": entry["fingerprint"], "deployed_at": entry["deployed_at"]}
+    state = {"fingerprint": entry["fingerprint"]}
+    if entry.get("deployed_at"):
+        state["deployed_at"] = entry["deployed_at"]
     if entry.get("mode"):
         state["refresh"] = entry["mode"]
     if relation.kind is Kind.SINK:

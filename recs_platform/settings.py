@@ -77,6 +77,18 @@ class Settings:
     risingwave_url: str = _setting(
         "RECS_RISINGWAVE_URL", "", "your RisingWave, postgresql://root@127.0.0.1:4566/dev", secret=True, endpoint=True
     )
+    risingwave_kafka: str = _setting(
+        "RECS_RISINGWAVE_KAFKA", "", "Kafka's address as your RisingWave sees it, where that is another"
+    )
+    risingwave_postgres_url: str = _setting(
+        "RECS_RISINGWAVE_POSTGRES_URL",
+        "",
+        "PostgreSQL's URL as your RisingWave sees it, where that is another",
+        secret=True,
+    )
+    risingwave_redis_url: str = _setting(
+        "RECS_RISINGWAVE_REDIS_URL", "", "Redis's URL as your RisingWave sees it, where that is another", secret=True
+    )
     barrier_interval_ms: int = _setting("RECS_BARRIER_INTERVAL_MS", 250, "how often a RisingWave makes changes visible")
     grace_seconds: float = _setting(
         "RECS_GRACE_SECONDS", 600.0, "how long a RisingWave keeps what was replaced, for `recs rollback`"
@@ -140,6 +152,15 @@ class Settings:
     def endpoints(self) -> dict[str, str]:
         """The endpoints (with their secrets), as kept in the state directory."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["endpoint"] and getattr(self, f.name)}
+
+    def seen_by_risingwave(self) -> Settings:
+        """The same with the addresses that its statements take."""
+        return replace(
+            self,
+            kafka_bootstrap_servers=self.risingwave_kafka or self.kafka_bootstrap_servers,
+            postgres_url=self.risingwave_postgres_url or self.postgres_url,
+            redis_url=self.risingwave_redis_url or self.redis_url,
+        )
 
     def sql_variables(self) -> dict[str, str]:
         """What stands for each `${name}` in the SQL files, `version` excepted. Holds secrets: never print it."""

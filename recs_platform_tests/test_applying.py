@@ -87,7 +87,9 @@ class Cluster:
         assert not missing, "an upstream is not there"
         assert physical_name(relation.name, version) not in known, "a name is taken"
         names = {name: physical_name(name, id) for name, id in targets.items()}
-        self.versions.append(Version(relation.name, version, relation.kind, definition=relation.statement.renamed(names)))
+        self.versions.append(
+            Version(relation.name, version, relation.kind, definition=relation.statement.renamed(names))
+        )
         if relation.kind is Kind.VIEW:
             self.building[physical_name(relation.name, version)] = 2
         if relation.kind is Kind.SINK:
@@ -106,9 +108,16 @@ class Cluster:
         self.published[name] = version
         self._note(f"publish {name}")
 
+    def unpublish(self, name: str) -> None:
+        self.published.pop(name, None)
+        self._note(f"unpublish {name}")
+
     def drop(self, version: Version) -> None:
+        assert self.published.get(version.name) != version.id, "the public view still reads it"
+        readers = [v.name for v in self.versions if version.physical_name in v.reads]
+        assert not readers, f"{readers} still read it"
         self.versions = [v for v in self.versions if (v.name, v.id) != (version.name, version.id)]
-        self._note(f"drop {version.name}")
+        self._note(f"drop {version.name}")  # may die here, before the keys are gone
 
     def _note(self, verb: str) -> None:
         self.told.append(verb)
@@ -178,6 +187,16 @@ def test_what_was_replaced_goes_when_its_time_is_over_with_its_keys(cluster: Clu
     assert cluster.redis.hgetall(keys.REPLACED) == {}
 
 
+def test_what_no_file_defines_any_more_goes_with_its_name_and_pointer(cluster: Cluster, tmp_path: Path) -> None:
+    apply(cluster, pipeline(tmp_path, FILES))
+    for name in ("others", "others_sink"):
+        (tmp_path / f"{name}.sql").unlink()
+    apply(cluster, Pipeline.load(tmp_path), grace=0)
+    assert cluster.told[-3:] == ["drop others_sink", "unpublish others", "drop others"]
+    assert cluster.redis.keys("recs:others*") == []
+    assert read(cluster.redis, "lists") == sorted(ROWS)
+
+
 def test_a_rebuild_stands_beside_what_it_replaces(cluster: Cluster, tmp_path: Path) -> None:
     wanted = pipeline(tmp_path, FILES)
     apply(cluster, wanted)
@@ -212,6 +231,8 @@ def test_cut_short_anywhere_the_next_one_goes_on(
         assert live["lists"].generation == live["lists_sink"].generation >= len(rebuild)
     assert len(cluster.versions) == len(wanted.relations)
     assert read(cluster.redis, "lists") == sorted(ROWS)
+    documents = [key for key in map(str, cluster.redis.scan_iter("recs:*")) if key.count(":") == 3]
+    assert len(documents) == 2 * len(ROWS), "no key of a version that is gone"
 
 
 def test_no_reader_goes_over_to_a_version_that_lacks_keys(

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pytest
+import redis
 
+from recs_platform import applying
 from recs_platform.deployment import VersionId, physical_name
 from recs_platform.engines import risingwave
-from recs_platform.engines.risingwave import publication, statement, without_secrets
+from recs_platform.engines.risingwave import RisingWaveEngine, publication, statement, without_secrets
 from recs_platform.errors import EngineError, PipelineError
-from recs_platform.pipeline import Pipeline
+from recs_platform.pipeline import Kind, Pipeline
+from recs_platform.serving import keys
 from recs_platform.settings import Settings, default_sql_dir
 
 SETTINGS = Settings.load(
@@ -131,7 +141,9 @@ def test_versions_are_checked_before_anything_is_sent() -> None:
         risingwave.risingwave_version("PostgreSQL 17.2 on x86_64-pc-linux-gnu")
     risingwave.check_postgres((2, 8), 17)
     risingwave.check_postgres((3, 1), 18)
-    with pytest.raises(EngineError, match=r"RisingWave 2\.9 reads changes of PostgreSQL up to 17, and the catalog is in 18"):
+    with pytest.raises(
+        EngineError, match=r"RisingWave 2\.9 reads changes of PostgreSQL up to 17, and the catalog is in 18"
+    ):
         risingwave.check_postgres((2, 9), 18)
 
 
@@ -155,3 +167,141 @@ def test_what_needs_a_licence_is_named_with_its_line(tmp_path: Path, text: str, 
 def test_the_pipeline_needs_no_licence(pipeline: Pipeline) -> None:
     for relation in pipeline:
         risingwave.check_licence(relation)
+
+
+# -- a whole plan, against what answers as a RisingWave's catalog would -----------------------------------------------
+
+
+class Catalog:
+    """A connection to a cluster that knows CREATE, DROP and SWAP, and nothing of rows. It notes what it is sent."""
+
+    closed = False
+
+    def __init__(self, connection: redis.Redis) -> None:
+        self.redis, self.sent = connection, list[str]()
+        self.relations: dict[str, tuple[int, str, str]] = {}
+        self.building: dict[str, int] = {}
+        self._answer: list[dict[str, Any]] = []
+        self._ids = itertools.count(1)
+
+    def execute(self, sql: bytes, params: object = None) -> Catalog:
+        text = without_comments(sql.decode())
+        self.sent.append(text)
+        head = " ".join(text.split()[:3]).upper()
+        for start, what in {
+            "CREATE MATERIALIZED VIEW": "materialized view", "CREATE VIEW": "view", "CREATE TABLE": "table",
+            "CREATE SOURCE": "source", "CREATE SINK": "sink",
+        }.items():  # fmt: skip
+            if head.startswith(start):
+                self._create(what, text)
+        if head.startswith("DROP"):
+            self.relations.pop(text.split()[-1], None)
+        if swapped := re.fullmatch(r"ALTER VIEW (\w+) SWAP WITH (\w+)", text):
+            one, other = swapped.groups()
+            self.relations[one], self.relations[other] = self.relations[other], self.relations[one]
+        self._answer = self._rows(text)
+        return self
+
+    def _create(self, what: str, text: str) -> None:
+        name = re.findall(r"CREATE (?:MATERIALIZED )?(?:VIEW|TABLE|SOURCE|SINK) (\w+)", text)[0]
+        assert name not in self.relations, f"{name} is there"
+        self.relations[name] = (next(self._ids), what, text)
+        if what == "materialized view":
+            self.building[name] = 2
+
+    def _rows(self, text: str) -> list[dict[str, Any]]:
+        if "rw_relations" in text:
+            found = sorted((number, name, what, sql) for name, (number, what, sql) in self.relations.items())
+            return [{"id": i, "name": n, "relation_type": w, "definition": d} for i, n, w, d in found]
+        if "rw_ddl_progress" in text:
+            self.building = {name: looks - 1 for name, looks in self.building.items() if looks}
+            return [
+                {"ddl_statement": self.relations[n][2], "progress": "Snapshot [50.00% (1/2)]"} for n in self.building
+            ]
+        if "rw_views" in text:
+            return [{"name": name} for name, (_, what, _) in self.relations.items() if what == "view"]
+        if text == "SHOW PARAMETERS":
+            return [{"Name": "barrier_interval_ms", "Value": "1000"}]
+        return [{"version": "PostgreSQL 13.14.0-RisingWave-2.8.0 (abc)"}] if "version()" in text else []
+
+    def fetchall(self) -> list[dict[str, Any]]:
+        return self._answer
+
+    def cursor(self, row_factory: object = None) -> Catalog:
+        return self
+
+    def __enter__(self) -> Catalog:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Cluster(NamedTuple):
+    catalog: Catalog
+    engine: RisingWaveEngine
+    redis: redis.Redis
+
+
+@pytest.fixture
+def cluster(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    shutil.copytree(default_sql_dir(), tmp_path / "sql")
+    settings = replace(
+        SETTINGS, sql_dir=tmp_path / "sql", redis_url=redis_url, risingwave_url="postgresql://root:rw-secret@rw:4566/dev",
+        risingwave_redis_url=SETTINGS.redis_url, grace_seconds=600.0)  # fmt: skip
+    with redis.Redis.from_url(redis_url, decode_responses=True) as connection:
+        connection.flushdb()
+        catalog = Catalog(connection)
+        monkeypatch.setattr(risingwave.psycopg, "connect", lambda *_, **__: catalog)
+        monkeypatch.setattr(risingwave, "_postgres_major", lambda url: 17)
+        monkeypatch.setattr(applying, "BETWEEN_LOOKS", 0.0)
+        monkeypatch.setattr(RisingWaveEngine, "sink_keys", lambda *_: pa.table({"key": pa.array([], pa.string())}))
+        with RisingWaveEngine(settings) as engine:
+            yield Cluster(catalog, engine, connection)
+
+
+def test_from_an_empty_cluster_to_the_whole_pipeline(cluster: Cluster) -> None:
+    plan = cluster.engine.apply()
+    pipeline = Pipeline.load(cluster.engine.settings.sql_dir)
+    assert [step.name for step in plan.steps] == list(pipeline.relations)
+    assert cluster.engine.deployed() == {r.name: r.fingerprint for r in pipeline}
+    assert not cluster.engine.plan()
+    assert "ALTER SYSTEM SET barrier_interval_ms = 250" in cluster.catalog.sent
+    for sink in pipeline.of_kind(Kind.SINK):
+        assert cluster.redis.get(keys.pointer(sink.redis_name)) == sink.fingerprint
+
+
+def test_views_are_built_in_the_background_sinks_are_not(cluster: Cluster) -> None:
+    cluster.engine.apply()
+    background = ""
+    for text in cluster.catalog.sent:
+        background = text.partition(" = ")[2] if text.startswith("SET BACKGROUND_DDL") else background
+        if text.startswith("CREATE MATERIALIZED VIEW"):
+            assert background == "true"
+        if text.startswith("CREATE SINK"):
+            assert background == "false"
+
+
+def test_an_edited_view_is_built_beside_the_old_one_and_swapped_in(cluster: Cluster) -> None:
+    cluster.engine.apply()
+    path = cluster.engine.settings.sql_dir / "views" / "trending_products.sql"
+    path.write_text(path.read_text().replace("rank <= 10", "rank <= 8"))
+    cluster.catalog.sent.clear()
+    told = list[str]()
+    plan = cluster.engine.apply(tell=lambda step, done, words: told.append(f"{step} {words}"))
+    changed = {name for name, version in plan.targets.items() if f"__{version}" in "".join(cluster.catalog.sent)}
+    assert {"trending_products", "trending_products_sink"} <= changed
+    assert [s.action for s in plan.steps] == ["create"] * 2 + ["switch"] * 2 + ["drop"] * 2
+    swap = [text for text in cluster.catalog.sent if "trending_products__next" in text]
+    assert [text.split()[0] for text in swap] == ["CREATE", "ALTER", "DROP"]
+    assert not any(text.startswith("DROP MATERIALIZED VIEW") for text in cluster.catalog.sent), "kept for a way back"
+    assert any("Snapshot [50.00%" in line for line in told)
+
+
+def test_what_is_told_and_kept_holds_no_password(cluster: Cluster) -> None:
+    told = list[str]()
+    plan = cluster.engine.apply(tell=lambda step, done, words: told.append(f"{step} {words}"))
+    shown = "".join([*told, *map(str, plan.steps), *(v.definition for v in cluster.engine.deployment().versions)])
+    assert "***" in shown
+    assert "secret" not in shown

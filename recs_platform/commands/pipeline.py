@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from recs_platform.commands.reporting import reported
-from recs_platform.engines.local.client import LocalEngine
+from recs_platform.engines import connect
 from recs_platform.pipeline import Pipeline, Relation, render
-from recs_platform.plan import Plan
+from recs_platform.plan import Plan, Step
 from recs_platform.settings import Settings
 
 REBUILD = click.option(
@@ -21,7 +22,7 @@ REBUILD = click.option(
 @REBUILD
 def plan(rebuild: tuple[str, ...]) -> None:
     """What `recs apply` would do, and why."""
-    with reported(), LocalEngine() as engine:
+    with reported(), connect() as engine:
         _show(engine.plan(rebuild), "Nothing to do: what is deployed is what sql/ says.")
 
 
@@ -32,8 +33,9 @@ def apply(rebuild: tuple[str, ...]) -> None:
 
     Only what changed, and what reads it, is built anew; readers go over when the new version is complete.
     """
-    with reported(), LocalEngine() as engine:
-        _show(engine.apply(rebuild), "Nothing to do: what is deployed is what sql/ says.")
+    with reported(), connect() as engine, Watched() as watched:
+        done = engine.apply(rebuild, watched.tell)
+    _show(done, "Nothing to do: what is deployed is what sql/ says.")
 
 
 @click.command()
@@ -49,6 +51,34 @@ def sql(name: str | None, secrets: bool) -> None:
         pipeline = Pipeline.load(settings.sql_dir)
         for relation in [pipeline[name]] if name else pipeline:
             click.echo(_filled(relation, settings, secrets).rstrip() + "\n")
+
+
+class Watched:
+    """One bar a step that is under way, on a terminal; nothing in a pipe."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[words]}"),
+            TimeElapsedColumn(),
+        )
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Watched:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def tell(self, step: Step, done: float | None, words: str) -> None:
+        name = f"{step.action} {step.name}__{step.version}"
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=None, words=words)
+        total = None if done is None else 1.0
+        self._progress.update(self._tasks[name], total=total, completed=done or 0.0, words=words)
 
 
 def _filled(relation: Relation, settings: Settings, secrets: bool) -> str:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from recs_platform.engines import connect
 from recs_platform.engines.base import StreamEngine
-from recs_platform.engines.local.client import LocalEngine
 from recs_platform.settings import Settings
 
 
@@ -22,7 +22,7 @@ class Platform:
     @contextmanager
     def engine(self, timeout: float = 30.0) -> Iterator[StreamEngine]:
         """The stream engine. Raises `SettingsError` when none is known; `timeout` is in seconds, per call."""
-        with LocalEngine(self.settings(), timeout) as engine:
+        with connect(self.settings(), timeout) as engine:
             yield engine
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import pyarrow as pa
 
-from recs_platform.engines.capabilities import Capabilities
-from recs_platform.plan import Plan
+from recs_platform.capabilities import Capabilities
+from recs_platform.plan import Plan, Tell
 
 
 class StreamEngine(Protocol):
@@ -16,14 +16,20 @@ class StreamEngine(Protocol):
 
     capabilities: Capabilities
 
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
     def deployed(self) -> dict[str, str]:
         """Public name → live fingerprint of every relation."""
 
     def plan(self, rebuild: Iterable[str] = ()) -> Plan:
         """What `apply` would do: `sql/` as it is now against what is deployed."""
 
-    def apply(self, rebuild: Iterable[str] = ()) -> Plan:
-        """Makes what is deployed what `sql/` says, and returns the plan that did it."""
+    def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None) -> Plan:
+        """Makes what is deployed what `sql/` says, telling how far it is, and returns the plan that did it."""
 
     def query(self, sql: str, params: Sequence[object] | None = None) -> pa.Table:
         """Rows of any relation; `params` are bound to `$1`, `$2`, …. Raises `QueryError` for SQL it refuses."""

@@ -13,18 +13,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote
 
 import psycopg
 import pyarrow as pa
 import redis
 from psycopg.rows import dict_row
 
-from recs_platform.applying import Applier, Tell, locked, replaced_at
+from recs_platform.applying import Applier, locked, replaced_at
+from recs_platform.capabilities import Capabilities
 from recs_platform.deployment import Deployment, Version, VersionId, mentioned, physical_name, taken_apart
-from recs_platform.engines.capabilities import Capabilities
 from recs_platform.errors import EngineError, EngineUnavailable, PipelineError, QueryError, SourceError
 from recs_platform.pipeline import Kind, Pipeline, Relation, render
-from recs_platform.plan import Plan, make_plan
+from recs_platform.plan import Plan, Tell, make_plan
 from recs_platform.serving import keys
 from recs_platform.settings import Settings, masked
 
@@ -112,7 +113,11 @@ class RisingWaveEngine:
     # -- what is there --------------------------------------------------------------------------------------------
 
     def deployment(self) -> Deployment:
-        """All versions, the oldest first. A sink is live where the pointer in Redis says so, all else by its public view."""
+        """All versions, the oldest first.
+
+        A sink is live where the pointer in Redis says so, a connection where something live reads it, all else where
+        the public view stands for it.
+        """
         found = self._rows("SELECT id, name, relation_type, definition FROM rw_catalog.rw_relations ORDER BY id")
         progress, live = self.progress(), self._published(found)
         versions = []
@@ -129,7 +134,10 @@ class RisingWaveEngine:
             )
             is_live = self._is_pointed_to(version) if version.kind == Kind.SINK else version.is_live
             versions.append(replace(version, is_live=is_live, replaced_at=replaced_at(self._redis, version)))
-        return Deployment(tuple(versions))
+        read = {physical for version in versions if version.is_live for physical in version.reads}
+        return Deployment(
+            tuple(replace(v, is_live=v.physical_name in read) if _is_connection(v) else v for v in versions)
+        )
 
     @staticmethod
     def _published(found: Sequence[Mapping[str, Any]]) -> dict[str, VersionId]:
@@ -145,6 +153,20 @@ class RisingWaveEngine:
 
     def _is_pointed_to(self, sink: Version) -> bool:
         return self._redis.get(keys.pointer(sink.redis_name or "")) == str(sink.id)
+
+    def status(self) -> dict[str, Any]:
+        """`relations` (name, kind, fingerprint) that are live, `building` (physical name → how far), no `problems`.
+
+        `partitions` is empty: RisingWave does not say how far it has read.
+        """
+        deployment = self.deployment()
+        relations = [
+            {"name": v.name, "kind": v.kind, "fingerprint": v.id.fingerprint, "rows": None}
+            for v in deployment.versions
+            if v.is_live
+        ]
+        building = {v.physical_name: v.progress for v in deployment.versions if not v.is_whole}
+        return {"relations": relations, "building": building, "partitions": [], "problems": {}}
 
     def progress(self) -> dict[str, str]:
         """Physical name → the engine's word on how far its build is, of all that are under way."""
@@ -192,7 +214,7 @@ class RisingWaveEngine:
         """Begins to build a version; a view is built in the background, `progress` says how far."""
         is_view = relation.kind is Kind.VIEW and relation.is_materialized
         self._do(f"SET BACKGROUND_DDL = {'true' if is_view else 'false'}")
-        self._do(statement(relation, targets, self.settings))
+        self._do(statement(relation, targets, self.settings.seen_by_risingwave()))
 
     def publish(self, name: str, version: VersionId) -> None:
         """Lets the public name stand for a version, in one step for whoever reads it."""
@@ -204,11 +226,7 @@ class RisingWaveEngine:
         self._do(f"DROP VIEW IF EXISTS {name}")
 
     def drop(self, version: Version) -> None:
-        self._do(
-            f"DROP {version.kind.upper()} IF EXISTS {version.physical_name}"
-            if not _is_view(version)
-            else _drop_view(version)
-        )
+        self._do(removal(version))
 
     # -- questions ------------------------------------------------------------------------------------------------
 
@@ -320,13 +338,21 @@ def publication(name: str, version: VersionId, views: set[str]) -> list[str]:
     return [*left_over, *swap]
 
 
-def _is_view(version: Version) -> bool:
-    return version.kind == Kind.VIEW
+def _is_connection(version: Version) -> bool:
+    return version.kind == Kind.SOURCE and "postgres-cdc" in version.definition
 
 
-def _drop_view(version: Version) -> str:
-    what = "MATERIALIZED VIEW" if "CREATE MATERIALIZED VIEW" in version.definition.upper() else "VIEW"
+def removal(version: Version) -> str:
+    """The statement that drops a version."""
+    is_materialized = re.search(r"^\s*CREATE MATERIALIZED", version.definition, re.IGNORECASE | re.MULTILINE)
+    what = "MATERIALIZED VIEW" if is_materialized else version.kind.upper()
     return f"DROP {what} IF EXISTS {version.physical_name}"
+
+
+def shown_statement(relation: Relation, targets: Mapping[str, VersionId], settings: Settings) -> str:
+    """What would be sent, secrets masked."""
+    settings = settings.seen_by_risingwave()
+    return without_secrets(statement(relation, targets, settings), secrets_of(settings))
 
 
 def without_secrets(text: str, secrets: Sequence[str]) -> str:
@@ -337,9 +363,11 @@ def without_secrets(text: str, secrets: Sequence[str]) -> str:
 
 
 def secrets_of(settings: Settings) -> list[str]:
-    variables = settings.sql_variables()
-    passwords = [variables["postgres_password"], *(_password(u) for u in (settings.redis_url, settings.risingwave_url))]
-    return sorted({p for p in passwords if p}, key=len, reverse=True)
+    """Every password that a statement or a message may hold, the longest first."""
+    urls = [settings.postgres_url, settings.redis_url, settings.risingwave_url]
+    urls += [settings.risingwave_postgres_url, settings.risingwave_redis_url]
+    found = {form for url in urls if (written := _password(url)) for form in (written, unquote(written))}
+    return sorted(found, key=len, reverse=True)
 
 
 def _password(url: str) -> str:

@@ -78,10 +78,10 @@ def get_recommendations_direct(user_id: int | str) -> list[str]:
 
 def query(sql: str, params: Sequence[object] | None = None) -> pa.Table:
     """Like `fetch`, as an Arrow table."""
-    from recs_platform.engines.local.client import LocalEngine  # here: Arrow is not for those who only read Redis
+    from recs_platform.engines import connect  # here: Arrow is not for those who only read Redis
 
-    settings = Settings.load()
-    return LocalEngine(settings).query(sql if params is None else numbered(sql, params), params)
+    with connect(Settings.load()) as engine:
+        return engine.query(sql if params is None else numbered(sql, params), params)
 
 
 def rows(table: pa.Table) -> list[tuple[Any, ...]]:

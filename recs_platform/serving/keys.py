@@ -32,7 +32,7 @@ PRODUCTS = "products"
 
 APPLY_LOCK = f"{ROOT}:_apply"
 REPLACED = f"{ROOT}:_replaced"
-"""A hash: physical name of a version that was replaced → since when, in seconds since 1970."""
+"""A hash: physical name of a version that was replaced → since when, in seconds since 1970, and a sink's `<name>`."""
 
 WINDOW = timedelta(hours=1)
 WINDOWS_KEPT = 48

@@ -1,6 +1,6 @@
 """What the local engine is and is not."""
 
-from recs_platform.engines.capabilities import Capabilities
+from recs_platform.capabilities import Capabilities
 
 CAPABILITIES = Capabilities(
     name="local",

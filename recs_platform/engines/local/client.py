@@ -13,7 +13,7 @@ from pyarrow import flight
 
 from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.errors import EngineError, EngineUnavailable, QueryError
-from recs_platform.plan import Action, Plan, Step
+from recs_platform.plan import Action, Plan, Step, Tell
 from recs_platform.settings import Settings
 
 
@@ -63,8 +63,13 @@ class LocalEngine:
     def plan(self, rebuild: Iterable[str] = ()) -> Plan:
         return _plan(self._action("plan", rebuild=list(rebuild)))
 
-    def apply(self, rebuild: Iterable[str] = ()) -> Plan:
-        return _plan(self._action("apply", rebuild=list(rebuild)))
+    def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None) -> Plan:
+        """One transaction between two ticks: all steps are told of when it is done."""
+        plan = _plan(self._action("apply", rebuild=list(rebuild)))
+        if tell:
+            for step in plan.steps:
+                tell(step, 1.0, "done")
+        return plan
 
     def health(self) -> dict[str, Any]:
         """`{"pid": …}` as soon as the engine ticks. Raises `EngineUnavailable` before."""
