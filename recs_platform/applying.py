@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Protocol, cast
@@ -61,17 +61,27 @@ class Applier:
         for step in plan.of(Action.CREATE):
             self._create(step, pipeline[step.name], plan.targets)
         going = self._going_over(plan)
-        for sink in pipeline.of_kind(Kind.SINK):
-            if sink.name in going:
-                step = Step(Action.SWITCH, sink.name, str(going[sink.name]), "")
-                self._verify(step, sink, plan.targets)
-        self._switch(pipeline, going)
+        for version in going:
+            if version.kind == Kind.SINK:
+                self._verify(version, pipeline[version.name], plan.targets)
+        self._switch(going)
         self._retire(plan)
 
-    def roll_back(self, pipeline: Pipeline, plan: Plan) -> None:
-        """Carries out a plan of switches alone."""
-        going = self._going_over(plan)
-        self._switch(pipeline, going)
+    def roll_back(self) -> Plan:
+        """Switches to what was live before the last switch. Raises `EngineError` when none of that is left."""
+        deployment = self._engine.deployment()
+        live, going = deployment.live, deployment.replaced_last
+        if not going:
+            raise EngineError("there is nothing to go back to: no version that was replaced is still kept")
+        self._switch(going)
+        now = time.time()
+        left = [deployment.get(version.name, live[version.name]) for version in going if version.name in live]
+        for version in filter(None, left):
+            self._note_replaced(version, now)
+        came_from = {version.name: f" from {live[version.name]}" for version in going if version.name in live}
+        return Plan(
+            tuple(Step(Action.SWITCH, v.name, str(v.id), f"readers go back{came_from.get(v.name, '')}") for v in going)
+        )
 
     # -- create -------------------------------------------------------------------------------------------------
 
@@ -90,12 +100,13 @@ class Applier:
 
     # -- verify -------------------------------------------------------------------------------------------------
 
-    def _verify(self, step: Step, sink: Relation, targets: Mapping[str, VersionId]) -> None:
-        """Every row of the sink has its key in Redis, and no key is there without a row."""
+    def _verify(self, version: Version, sink: Relation, targets: Mapping[str, VersionId]) -> None:
+        """Every row of the sink has its key in Redis."""
+        step = Step(Action.SWITCH, sink.name, str(version.id), "")
         deadline = time.monotonic() + VERIFY_SECONDS
         while True:
             wanted = set(self._engine.sink_keys(sink, targets)["key"].to_pylist())
-            found = set(self._scan(sink.redis_name, str(targets[sink.name])))
+            found = set(self._scan(sink.redis_name, str(version.id)))
             missing = wanted - found
             self._tell(
                 step, 1 - len(missing) / max(len(wanted), 1), f"{len(wanted) - len(missing):,} of {len(wanted):,} keys"
@@ -114,21 +125,23 @@ class Applier:
 
     # -- switch -------------------------------------------------------------------------------------------------
 
-    def _going_over(self, plan: Plan) -> dict[str, VersionId]:
-        live = self._engine.deployment().live
-        return {name: version for name, version in plan.targets.items() if live.get(name) != version}
+    def _going_over(self, plan: Plan) -> list[Version]:
+        deployment = self._engine.deployment()
+        wanted = [deployment.get(name, version) for name, version in plan.targets.items()]
+        return [version for version in wanted if version and not version.is_live]
 
-    def _switch(self, pipeline: Pipeline, going: Mapping[str, VersionId]) -> None:
+    def _switch(self, going: Sequence[Version]) -> None:
         """All sinks at one moment, so that no reader sees lists of one deployment and products of another."""
-        sinks = {sink.name: sink.redis_name for sink in pipeline.of_kind(Kind.SINK) if sink.name in going}
         with self._redis.pipeline(transaction=True) as pipe:
-            for name, redis_name in sinks.items():
-                pipe.set(keys.marker(redis_name, str(going[name])), "1")
-                pipe.set(keys.pointer(redis_name), str(going[name]))
+            for version in going:
+                pipe.hdel(keys.REPLACED, version.physical_name)
+                if version.redis_name:
+                    pipe.set(keys.marker(version.redis_name, str(version.id)), "1")
+                    pipe.set(keys.pointer(version.redis_name), str(version.id))
             pipe.execute()
-        for name, version in going.items():
-            if name not in sinks and _is_readable(pipeline[name]):
-                self._engine.publish(name, version)
+        for version in going:
+            if version.kind != Kind.SINK and not version.is_connection:
+                self._engine.publish(version.name, version.id)
 
     # -- drop ---------------------------------------------------------------------------------------------------
 
@@ -140,13 +153,16 @@ class Applier:
             version = next((v for v in deployment.of(step.name) if str(v.id) == step.version), None)
             if version is None:
                 continue
-            self._redis.hsetnx(keys.REPLACED, version.physical_name, f"{now} {version.redis_name or ''}")
+            self._note_replaced(version, now)
             left = self._grace - (now - (replaced_at(self._redis, version) or now))
             if left > 0:
                 self._tell(step, None, f"kept for {left:.0f} s more, for `recs rollback`")
             else:
                 self._drop(version)
                 self._tell(step, 1.0, "removed")
+
+    def _note_replaced(self, version: Version, now: float) -> None:
+        self._redis.hsetnx(keys.REPLACED, version.physical_name, f"{now} {version.redis_name or ''}")
 
     def _sweep(self, there: set[str]) -> None:
         """Removes the keys of what was dropped when a run was cut short."""
@@ -179,11 +195,6 @@ def replaced_at(connection: redis.Redis, version: Version) -> float | None:
     """Since when another version is live in its stead, in seconds since 1970; None where none is."""
     noted = connection.hget(keys.REPLACED, version.physical_name)
     return float(str(noted).partition(" ")[0]) if noted else None
-
-
-def _is_readable(relation: Relation) -> bool:
-    """A connection has no rows to select."""
-    return relation.is_materialized or relation.query is not None
 
 
 def _fraction(progress: str) -> float | None:

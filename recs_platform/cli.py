@@ -10,7 +10,7 @@ GROUPS: dict[str, list[click.Command]] = {
     "The stack": [stack.up, stack.status, stack.down],
     "Recommendations": [serving.recommend, serving.trending, serving.query],
     "Traffic": [traffic.simulate, traffic.replay, traffic.catalog],
-    "The pipeline": [pipeline.plan, pipeline.apply, pipeline.sql],
+    "The pipeline": [pipeline.plan, pipeline.apply, pipeline.rollback, pipeline.sql],
 }
 
 

@@ -48,6 +48,11 @@ class Version:
         return self.progress is None
 
     @property
+    def is_connection(self) -> bool:
+        """A database that is merely connected to: it has no rows to select."""
+        return self.kind == Kind.SOURCE and "postgres-cdc" in self.definition
+
+    @property
     def reads(self) -> frozenset[str]:
         """Physical names of what it reads."""
         return frozenset(mentioned(self.definition)) - {self.physical_name}
@@ -83,6 +88,13 @@ class Deployment:
 
     def get(self, name: str, id: VersionId) -> Version | None:
         return next((v for v in self.versions if v.name == name and v.id == id), None)
+
+    @property
+    def replaced_last(self) -> list[Version]:
+        """What was live before the last switch, as far as it is still there."""
+        known = [version for version in self.versions if version.replaced_at is not None and not version.is_live]
+        last = max((version.replaced_at or 0.0 for version in known), default=None)
+        return [version for version in known if version.replaced_at == last]
 
     def of(self, name: str) -> list[Version]:
         return [version for version in self.versions if version.name == name]

@@ -235,6 +235,24 @@ def test_cut_short_anywhere_the_next_one_goes_on(
     assert len(documents) == 2 * len(ROWS), "no key of a version that is gone"
 
 
+def test_readers_go_back_while_the_old_is_there_and_forward_without_a_build(cluster: Cluster, tmp_path: Path) -> None:
+    before = pipeline(tmp_path, FILES)
+    apply(cluster, before)
+    after = pipeline(tmp_path, CHANGED)
+    apply(cluster, after)
+    applier = Applier(cluster, cluster.redis, 600.0)
+    back = applier.roll_back()
+    assert {step.name for step in back.steps} == {"lists", "lists_sink"}
+    assert cluster.deployment().live == {r.name: VersionId(r.fingerprint) for r in before}
+    assert cluster.redis.get(keys.pointer("lists")) == before["lists_sink"].fingerprint
+    cluster.told.clear()
+    apply(cluster, after)
+    assert cluster.told == ["prepare", "publish lists"]
+    apply(cluster, after, grace=0)
+    with pytest.raises(EngineError, match="nothing to go back to"):
+        applier.roll_back()
+
+
 def test_no_reader_goes_over_to_a_version_that_lacks_keys(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

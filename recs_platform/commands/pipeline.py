@@ -39,6 +39,14 @@ def apply(rebuild: tuple[str, ...]) -> None:
 
 
 @click.command()
+def rollback() -> None:
+    """Let readers go back to what was live before the last switch, while that is still kept."""
+    with reported(), connect() as engine, Watched() as watched:
+        done = engine.roll_back(watched.tell)
+    _show(done, "")
+
+
+@click.command()
 @click.argument("name", required=False)
 @click.option("--secrets", is_flag=True, help="Fill in passwords too; without it they are ***.")
 def sql(name: str | None, secrets: bool) -> None:

@@ -31,6 +31,9 @@ class StreamEngine(Protocol):
     def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None) -> Plan:
         """Makes what is deployed what `sql/` says, telling how far it is, and returns the plan that did it."""
 
+    def roll_back(self, tell: Tell | None = None) -> Plan:
+        """Lets readers go back to what was live before. Raises `EngineError` where nothing of that is kept."""
+
     def query(self, sql: str, params: Sequence[object] | None = None) -> pa.Table:
         """Rows of any relation; `params` are bound to `$1`, `$2`, …. Raises `QueryError` for SQL it refuses."""
 

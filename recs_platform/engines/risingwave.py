@@ -106,6 +106,11 @@ class RisingWaveEngine:
             Applier(self, self._redis, self.settings.grace_seconds, tell).apply(pipeline, plan)
         return plan
 
+    def roll_back(self, tell: Tell | None = None) -> Plan:
+        """Lets readers go back to what was live before the last switch. Raises `EngineError` when that is gone."""
+        with locked(self._redis):
+            return Applier(self, self._redis, self.settings.grace_seconds, tell).roll_back()
+
     def _planned(self, pipeline: Pipeline, rebuild: Iterable[str]) -> Plan:
         self.check(pipeline)
         return make_plan(pipeline, self.deployment(), self.capabilities, rebuild)
@@ -136,7 +141,7 @@ class RisingWaveEngine:
             versions.append(replace(version, is_live=is_live, replaced_at=replaced_at(self._redis, version)))
         read = {physical for version in versions if version.is_live for physical in version.reads}
         return Deployment(
-            tuple(replace(v, is_live=v.physical_name in read) if _is_connection(v) else v for v in versions)
+            tuple(replace(v, is_live=v.physical_name in read) if v.is_connection else v for v in versions)
         )
 
     @staticmethod
@@ -336,10 +341,6 @@ def publication(name: str, version: VersionId, views: set[str]) -> list[str]:
     left_over = [f"DROP VIEW {helper}"] if helper in views else []
     swap = [f"CREATE VIEW {helper} {selected}", f"ALTER VIEW {name} SWAP WITH {helper}", f"DROP VIEW {helper}"]
     return [*left_over, *swap]
-
-
-def _is_connection(version: Version) -> bool:
-    return version.kind == Kind.SOURCE and "postgres-cdc" in version.definition
 
 
 def removal(version: Version) -> str:

@@ -71,6 +71,10 @@ class LocalEngine:
                 tell(step, 1.0, "done")
         return plan
 
+    def roll_back(self, tell: Tell | None = None) -> Plan:
+        """Raises `EngineError`: nothing that was replaced is kept."""
+        raise EngineError("the local engine keeps nothing it has replaced: undo the change in sql/, and `recs apply`")
+
     def health(self) -> dict[str, Any]:
         """`{"pid": …}` as soon as the engine ticks. Raises `EngineUnavailable` before."""
         answer: dict[str, Any] = self._action("health")
