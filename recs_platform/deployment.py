@@ -113,3 +113,9 @@ def taken_apart(physical: str) -> tuple[str, VersionId] | None:
 def mentioned(definition: str) -> Iterable[str]:
     """The physical names in a statement, in order."""
     return (match[0] for match in re.finditer(rf"\b{_PHYSICAL.pattern}\b", definition))
+
+
+def with_public_names(definition: str) -> str:
+    """A statement as a file would have it: relations by their public names, a sink's keys under `${version}`."""
+    text = re.sub(rf"\b{_PHYSICAL.pattern}\b", lambda match: match["name"], definition)
+    return re.sub(r"('recs:\w+:)[0-9a-f]{8}(?:_\d+)?:", r"\1${version}:", text)

@@ -129,6 +129,19 @@ class Pipeline:
             raise PipelineError(f"no *.sql files below {sql_dir}")
         return _built(files)
 
+    @classmethod
+    def of_texts(cls, texts: Mapping[str, str]) -> Pipeline:
+        """Of statements by name, as far as they can be read: one that cannot is left out, with what reads it."""
+        left = dict(texts)
+        while left:
+            try:
+                return _built(tuple((Path(f"{name}.sql"), text) for name, text in sorted(left.items())))
+            except PipelineError as error:
+                if error.path is None:
+                    break
+                del left[error.path.stem]
+        return cls({})
+
     def __getitem__(self, name: str) -> Relation:
         try:
             return self.relations[name]
@@ -176,7 +189,7 @@ def render(text: str, variables: Mapping[str, str]) -> str:
     return VARIABLE.sub(lambda match: variables.get(match[1], match[0]).replace("'", "''"), text)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _built(files: Files) -> Pipeline:
     parsed = _parsed(files)
     relations: dict[str, Relation] = {}

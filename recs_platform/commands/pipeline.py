@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
 
+from recs_platform.changes import Change, changes
 from recs_platform.commands.reporting import reported
 from recs_platform.engines import connect
 from recs_platform.pipeline import Pipeline, Relation, render
-from recs_platform.plan import Plan, Step
+from recs_platform.plan import Action, Plan, Step
 from recs_platform.settings import Settings
 
+NOTHING = "Nothing to do: what is deployed is what sql/ says."
 REBUILD = click.option(
     "--rebuild", multiple=True, metavar="NAME", help="Build this relation anew although nothing changed."
 )
@@ -20,10 +28,21 @@ REBUILD = click.option(
 
 @click.command()
 @REBUILD
-def plan(rebuild: tuple[str, ...]) -> None:
-    """What `recs apply` would do, and why."""
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--check", is_flag=True, help="Exit code 2 when there is something to do, 3 when that breaks a reader.")
+def plan(rebuild: tuple[str, ...], as_json: bool, check: bool) -> None:
+    """What `recs apply` would do, why, what it costs and what it breaks."""
     with reported(), connect() as engine:
-        _show(engine.plan(rebuild), "Nothing to do: what is deployed is what sql/ says.")
+        made = engine.plan(rebuild)
+        meaning = changes(made, engine.deployed_pipeline(), Pipeline.load(Settings.load().sql_dir), engine.capabilities)
+    if as_json:
+        click.echo(
+            json.dumps({"steps": [asdict(s) for s in made.steps], "changes": [asdict(c) for c in meaning]}, indent=2)
+        )
+    else:
+        show(made, meaning, Console())
+    if check and made:
+        raise SystemExit(3 if any(change.breaks for change in meaning) else 2)
 
 
 @click.command()
@@ -35,7 +54,7 @@ def apply(rebuild: tuple[str, ...]) -> None:
     """
     with reported(), connect() as engine, Watched() as watched:
         done = engine.apply(rebuild, watched.tell)
-    _show(done, "Nothing to do: what is deployed is what sql/ says.")
+    _show(done, NOTHING)
 
 
 @click.command()
@@ -94,6 +113,47 @@ def _filled(relation: Relation, settings: Settings, secrets: bool) -> str:
     if not secrets:
         variables |= {"postgres_password": "***", "redis_url": settings.shown("redis_url")}
     return render(relation.text, variables)
+
+
+def show(plan: Plan, meaning: list[Change], console: Console) -> None:
+    """A tree: what is built, with all that hangs on it, then what is switched and removed."""
+    if not plan:
+        console.print(NOTHING)
+        return
+    counts = {action: len(plan.of(action)) for action in Action}
+    title = f"{counts[Action.CREATE]} to build, {counts[Action.SWITCH]} to switch, {counts[Action.DROP]} to remove"
+    tree = Tree(Text(title, "bold"))
+    for change in meaning:
+        _grow(
+            tree.add(
+                Text.assemble((f"{change.what} ", "bold"), f"{change.name}__{change.version}  ", (change.reason, "dim"))
+            ),
+            change,
+        )
+    replaced = [
+        step for step in plan.of(Action.DROP) if step.name not in {c.name for c in meaning if c.what == "dropped"}
+    ]
+    if replaced:
+        tree.add(Text("removed afterwards: " + ", ".join(f"{s.name}__{s.version}" for s in replaced), "dim"))
+    console.print(tree)
+
+
+def _grow(branch: Tree, change: Change) -> None:
+    for what in change.breaks:
+        branch.add(Text(f"breaks: {what}", "bold red"))
+    columns = [*(f"+ {name}" for name in change.added), *(f"- {name}" for name in change.gone), *change.retyped]
+    lines = {
+        "columns": ", ".join(columns) if change.what == "rebuilt" else "",
+        "made from": ", ".join(change.reads),
+        "history": "older than the topic reaches is lost" if change.loses_history else "",
+        "feeds": ", ".join(change.feeds),
+        "Redis": ", ".join(f"{prefix}*" for prefix in change.prefixes),
+    }
+    for label, text in lines.items():
+        if text:
+            branch.add(Text.assemble((f"{label}: ", "dim"), text))
+    if change.diff:
+        branch.add(Syntax(change.diff, "diff", background_color="default"))
 
 
 def _show(plan: Plan, nothing: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 import pyarrow as pa
 
 from recs_platform.capabilities import Capabilities
+from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Plan, Tell
 
 
@@ -24,6 +25,9 @@ class StreamEngine(Protocol):
 
     def deployed(self) -> dict[str, str]:
         """Public name → live fingerprint of every relation."""
+
+    def deployed_pipeline(self) -> Pipeline:
+        """The relations that are live, as far as the engine still has their statements."""
 
     def plan(self, rebuild: Iterable[str] = ()) -> Plan:
         """What `apply` would do: `sql/` as it is now against what is deployed."""

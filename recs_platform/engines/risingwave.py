@@ -22,7 +22,15 @@ from psycopg.rows import dict_row
 
 from recs_platform.applying import Applier, locked, replaced_at
 from recs_platform.capabilities import Capabilities
-from recs_platform.deployment import Deployment, Version, VersionId, mentioned, physical_name, taken_apart
+from recs_platform.deployment import (
+    Deployment,
+    Version,
+    VersionId,
+    mentioned,
+    physical_name,
+    taken_apart,
+    with_public_names,
+)
 from recs_platform.errors import EngineError, EngineUnavailable, PipelineError, QueryError, SourceError
 from recs_platform.pipeline import Kind, Pipeline, Relation, render
 from recs_platform.plan import Plan, Tell, make_plan
@@ -93,6 +101,10 @@ class RisingWaveEngine:
 
     def deployed(self) -> dict[str, str]:
         return {name: version.fingerprint for name, version in self.deployment().live.items()}
+
+    def deployed_pipeline(self) -> Pipeline:
+        live = [version for version in self.deployment().versions if version.is_live]
+        return Pipeline.of_texts({version.name: with_public_names(version.definition) for version in live})
 
     def plan(self, rebuild: Iterable[str] = ()) -> Plan:
         """What `apply` would do. Raises what `check` raises."""

@@ -34,6 +34,15 @@ APPLY_LOCK = f"{ROOT}:_apply"
 REPLACED = f"{ROOT}:_replaced"
 """A hash: physical name of a version that was replaced → since when, in seconds since 1970, and a sink's `<name>`."""
 
+SERVED: Mapping[str, frozenset[str]] = {
+    USER_RECOMMENDATIONS: frozenset({"recommended_products"}),
+    TRENDING_PRODUCTS: frozenset({"products", "candidates"}),
+    TRENDING_BY_SEGMENT: frozenset({"products", "candidates"}),
+    ALSO_BOUGHT: frozenset({"products"}),
+    PRODUCTS: frozenset({"product_id", "name", "category", "price", "image_url", "in_stock"}),
+}
+"""The fields that readers look for in each sink's documents."""
+
 WINDOW = timedelta(hours=1)
 WINDOWS_KEPT = 48
 """How many one-hour windows are kept, the running one included."""

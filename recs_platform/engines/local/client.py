@@ -13,6 +13,7 @@ from pyarrow import flight
 
 from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.errors import EngineError, EngineUnavailable, QueryError
+from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Action, Plan, Step, Tell
 from recs_platform.settings import Settings
 
@@ -59,6 +60,9 @@ class LocalEngine:
     def deployed(self) -> dict[str, str]:
         answer: dict[str, str] = self._action("deployed")
         return answer
+
+    def deployed_pipeline(self) -> Pipeline:
+        return Pipeline.of_texts(self._action("texts"))
 
     def plan(self, rebuild: Iterable[str] = ()) -> Plan:
         return _plan(self._action("plan", rebuild=list(rebuild)))

@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS recs.deployed (
   name VARCHAR PRIMARY KEY, kind VARCHAR, fingerprint VARCHAR, deployed_at TIMESTAMPTZ, changed_at TIMESTAMPTZ);
 CREATE TABLE IF NOT EXISTS recs.positions (
   topic VARCHAR, kafka_partition INTEGER, next_offset BIGINT, incarnation VARCHAR, PRIMARY KEY (topic, kafka_partition));
+CREATE TABLE IF NOT EXISTS recs.texts (name VARCHAR PRIMARY KEY, text VARCHAR);
 CREATE TABLE IF NOT EXISTS recs.facts (name VARCHAR PRIMARY KEY, value VARCHAR);
 CREATE TABLE IF NOT EXISTS recs.dirty (sink VARCHAR, key VARCHAR);
 CREATE TABLE IF NOT EXISTS recs.prefixes (name VARCHAR, version VARCHAR, is_live BOOLEAN, PRIMARY KEY (name, version));
@@ -146,6 +147,7 @@ class Database:
             for step in plan.of(Action.DROP):
                 self._drop(step.name, step.version, gone=step.name not in pipeline.relations)
             self._settle_kinds(refreshers)
+            self._keep_texts(pipeline)
             for relation in pipeline:
                 if relation.is_materialized or relation.query is not None:
                     connection.execute(
@@ -155,6 +157,12 @@ class Database:
         self.deployments += 1
         self._deployed_at = max(now, self._deployed_at)
         return plan
+
+    def _keep_texts(self, pipeline: Pipeline) -> None:
+        """The files as they are deployed, so that a plan can say what differs."""
+        self.connection.execute("DELETE FROM recs.texts")
+        for relation in pipeline:
+            self.connection.execute("INSERT INTO recs.texts VALUES (?, ?)", [relation.name, relation.text])
 
     def _settle_kinds(self, refreshers: Iterable[Refresher]) -> None:
         """A file of another release may hold rows of what this one merely derives."""

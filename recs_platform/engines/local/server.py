@@ -48,6 +48,9 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             "deployed": lambda _: self._with_cursor(
                 lambda c: dict(c.execute("SELECT name, fingerprint FROM recs.deployed").fetchall())
             ),
+            "texts": lambda _: self._with_cursor(
+                lambda c: dict(c.execute("SELECT name, text FROM recs.texts").fetchall())
+            ),
             "plan": lambda request: self._between_ticks(engine.plan, request),
             "apply": lambda request: self._between_ticks(engine.apply, request),
         }
