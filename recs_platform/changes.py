@@ -60,16 +60,17 @@ def _built(step: Step, plan: Plan, before: Pipeline, after: Pipeline, capabiliti
     relation, old = after[step.name], before.relations.get(step.name)
     types, old_types = _types(relation), _types(old)
     below = downstream(after, relation.name)
+    diff = diff_of(old.text, relation.text) if old else ""
     retyped = {name: old_types[name] for name in types if name in old_types and old_types[name] != types[name]}
     return Change(
         name=relation.name,
         version=step.version,
         what="rebuilt" if old else "created",
-        reason=step.reason,
+        reason=f"its SQL changed, and it {step.reason}" if diff and step.reason.startswith("reads ") else step.reason,
         gone=tuple(name for name in old_types if name not in types),
         added=tuple(name for name in types if name not in old_types) if old else (),
         retyped=tuple(f"{name}: {was} → {types[name]}" for name, was in retyped.items()),
-        diff=diff_of(old.text, relation.text) if old else "",
+        diff=diff,
         feeds=tuple(r.name for r in below),
         prefixes=tuple(_prefixes([relation, *below], plan)),
         reads=tuple(_reads(relation, plan.creates)),
@@ -125,15 +126,15 @@ def _breaks(
     types = _types(relation)
     for name in _types(old):
         if name not in types and (readers := readers_of(before, relation.name, name)):
-            yield f"{name} is gone, which {', '.join(readers)} read"
+            yield f"{name} is gone; read by {', '.join(readers)}"
         if name in retyped and (readers := readers_of(after, relation.name, name)):
-            yield f"{name} becomes {types[name]}, and {', '.join(readers)} read it"
+            yield f"{name} becomes {types[name]}; read by {', '.join(readers)}"
     served = keys.SERVED.get(relation.redis_name, frozenset()) if relation.kind is Kind.SINK else frozenset()
     for name in sorted(served):
         if name not in types:
-            yield f"{name} is gone, which the serving library reads in {keys.pointer(relation.redis_name)}"
+            yield f"{name} is gone; read by the serving library in {keys.pointer(relation.redis_name)}"
         elif name in retyped:
-            yield f"{name} becomes {types[name]}, and the serving library reads it in {keys.pointer(relation.redis_name)}"
+            yield f"{name} becomes {types[name]}; read by the serving library in {keys.pointer(relation.redis_name)}"
 
 
 def readers_of(pipeline: Pipeline, name: str, column: str) -> list[str]:

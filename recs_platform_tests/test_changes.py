@@ -66,19 +66,17 @@ def test_a_field_the_serving_library_reads_is_gone(standing: Pipeline, tmp_path:
     change = found(standing, after)["user_recommendations_sink"]
     assert change.gone == ("recommended_products",)
     assert change.added == ("list",)
-    assert change.breaks == (
-        "recommended_products is gone, which the serving library reads in recs:user_recommendations",
-    )
+    assert change.breaks == ("recommended_products is gone; read by the serving library in recs:user_recommendations",)
 
 
 def test_a_column_of_another_type_names_who_reads_it(standing: Pipeline, tmp_path: Path) -> None:
     after = edited(tmp_path, "product_catalog", "price DOUBLE PRECISION", "price VARCHAR")
     change = found(standing, after)["product_catalog"]
     assert change.retyped == ("price: DOUBLE PRECISION → VARCHAR",)
-    assert change.breaks == ("price becomes VARCHAR, and products_sink read it",)
+    assert change.breaks == ("price becomes VARCHAR; read by products_sink",)
     assert change.reads == ("postgres/product_catalog", "shop")
     sink = found(standing, after)["products_sink"]
-    assert sink.breaks == ("price becomes VARCHAR, and the serving library reads it in recs:products",)
+    assert sink.breaks == ("price becomes VARCHAR; read by the serving library in recs:products",)
 
 
 def test_a_column_nobody_reads_breaks_nothing(standing: Pipeline, tmp_path: Path) -> None:
