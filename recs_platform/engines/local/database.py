@@ -6,6 +6,7 @@ changed in the sinks is left in `recs.dirty` until the sink writer says that Red
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,10 +22,11 @@ from sqlglot import exp
 from recs_platform.columns import DIALECT
 from recs_platform.deployment import Deployment
 from recs_platform.engines import transpile
+from recs_platform.engines.local.branches import STATE, Branches, Done, Handed, Part, left_over, split
 from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.engines.local.cdc import TableChanges
 from recs_platform.engines.local.connection import Connection
-from recs_platform.engines.local.deltas import Tick, delta_table
+from recs_platform.engines.local.deltas import Tick, delta_table, set_time
 from recs_platform.engines.local.intake import Position
 from recs_platform.engines.local.refresh import Refresher
 from recs_platform.engines.local.storage import Storage, drop, quoted
@@ -77,7 +79,7 @@ class TickResult:
 
 
 class Database:
-    """Owns the DuckDB file. One thread ticks; others read through `reader()`."""
+    """Owns the DuckDB file. One thread ticks; others read through `snapshot()`."""
 
     def __init__(self, path: Path | str = ":memory:", memory_limit: str = "4GB") -> None:
         config: dict[str, str | bool | int | float | list[str]] = {"threads": THREADS, "memory_limit": memory_limit}
@@ -87,12 +89,18 @@ class Database:
             "SET disabled_optimizers = 'common_subplan'"
         )  # costs small ticks 5 %, finds nothing in them
         transpile.install(self.connection.inner)
-        self.connection.execute(_STATE)
+        self.connection.execute(_STATE + STATE)
         self.connection.execute("SET enable_external_access = false")
         self.pipeline = Pipeline({})
         self.refreshers: list[Refresher] = []
         self.deployments = 0
         self._storage = Storage()
+        self._split: tuple[list[Refresher], list[list[Refresher]]] = ([], [])
+        self._branches = Branches(self._branch, self._storage)
+        self._whole = threading.Lock()  # held while a tick is committed in part
+        self._is_handed = False  # the file holds what the parts of the last tick need
+        self._is_behind = True  # parts of the last tick may be left over
+        self._delta_of: dict[str, Connection] = {}  # physical name → whose temporary tables hold its last delta
         self._log = Path(f"{path}.wal")
         self._then = self._deployed_at = self._saved_time()
         self._is_tuned_small = False
@@ -100,12 +108,32 @@ class Database:
         self._all_written = False  # Redis has all that is dirty
         self._dirty_in_delta: frozenset[str] | None = None  # sinks; None: what is dirty is more than the last delta
 
+    def _branch(self) -> Connection:
+        connection = Connection(self.connection.cursor())
+        connection.execute("SET TimeZone = 'UTC'")
+        return connection
+
     def close(self) -> None:
+        self._branches.close()
         self.connection.close()
 
-    def reader(self) -> duckdb.DuckDBPyConnection:
-        """A cursor for another thread. It sees what is committed."""
-        return self.connection.cursor()
+    @contextmanager
+    def snapshot(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor for another thread, in a transaction that cannot write and sees what a whole tick left behind."""
+        cursor = self.connection.cursor()
+        try:
+            cursor.execute("SET TimeZone = 'UTC'")
+            with self._whole:
+                cursor.execute("BEGIN TRANSACTION READ ONLY")
+                cursor.execute(
+                    "SELECT 1 FROM recs.facts LIMIT 1"
+                ).fetchall()  # a transaction sees what is there at its first look
+            try:
+                yield cursor
+            finally:
+                cursor.execute("ROLLBACK")
+        finally:
+            cursor.close()
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -139,24 +167,39 @@ class Database:
         """
         refreshers = self.refreshers if pipeline is self.pipeline else _refreshers(pipeline, self._storage)
         plan = self._plan(pipeline, rebuild)
+        self._catch_up(self._split[1] if self.refreshers else self._parts_in_file(refreshers))
         self._tune(is_small=False)
         with self.transaction() as connection:
-            self._set_time(now)
+            set_time(self.connection, self._then, max(now, self._then))
             for step in plan.of(Action.CREATE):
                 self._create(pipeline[step.name], pipeline, {r.relation.name: r for r in refreshers}, now)
             for step in plan.of(Action.DROP):
                 self._drop(step.name, step.version, gone=step.name not in pipeline.relations)
             self._settle_kinds(refreshers)
             self._keep_texts(pipeline)
+            connection.execute("DELETE FROM recs.handed")
             for relation in pipeline:
                 if relation.is_materialized or relation.query is not None:
                     connection.execute(
                         f"CREATE OR REPLACE VIEW {quoted(relation.name)} AS SELECT * FROM {quoted(relation.physical_name)}"
                     )
-        self.pipeline, self.refreshers = pipeline, refreshers
+        self.pipeline, self.refreshers, self._split = pipeline, refreshers, split(refreshers)
+        self._is_handed = False
         self.deployments += 1
         self._deployed_at = max(now, self._deployed_at)
         return plan
+
+    def _parts_in_file(self, refreshers: Sequence[Refresher]) -> Sequence[Part]:
+        """The parts as they were when the file was left."""
+        deployed = self.deployed()
+        if any(deployed.get(r.relation.name, r.relation.fingerprint) != r.relation.fingerprint for r in refreshers):
+            texts = dict(self.connection.execute("SELECT name, text FROM recs.texts").fetchall())
+            refreshers = _refreshers(Pipeline.of_texts(texts), self._storage)
+        there = {f"{name}__{fingerprint}" for name, fingerprint in deployed.items()}
+        known = [refresher for refresher in refreshers if refresher.table in there]
+        for refresher in known:
+            refresher.open(self.connection)
+        return split(known)[1]
 
     def _keep_texts(self, pipeline: Pipeline) -> None:
         """The files as they are deployed, so that a plan can say what differs."""
@@ -229,28 +272,82 @@ class Database:
         self._tune(is_small=messages < MANY)
         was_written, self._dirty_in_delta, self._all_written = self._all_written, None, False
         was_dirty = was_written and self._is_dirty()
+        self._catch_up(self._split[1])
+        first, parts = self._first_and_parts(taken, messages)
+        then = self._then
         self.connection.execute("BEGIN")
         try:
-            self._set_time(now)
+            set_time(self.connection, then, now)
             if was_dirty:
                 self.connection.execute("DELETE FROM recs.dirty")
             self._take_in(taken, tick)
-            spent = self._refresh(tick)
+            spent = self._refresh(tick, first)
+            handed = Handed.of(tick, then, now) if parts else None
             self._note(now, taken, tick)
+            self._keep(handed)
         except BaseException:
             self.connection.execute("ROLLBACK")
             raise
-        self.connection.execute("COMMIT" if taken or tick.changed or was_dirty else "ROLLBACK")
+        is_kept = bool(taken or tick.changed or was_dirty or handed)
         self._then = now
+        changed, self._delta_of = dict(tick.changed), dict.fromkeys(tick.changed, self.connection)
+        for done in self._commit(is_kept, parts, handed):
+            changed |= done.changed
+            spent |= done.spent
+            self._delta_of |= dict.fromkeys(done.changed, done.connection)
+        self._changed |= changed.keys()
         if was_written:
-            self._dirty_in_delta = frozenset(tick.changed)
-        names = tuple(physical.rpartition("__")[0] for physical in tick.changed)
+            self._dirty_in_delta = frozenset(changed)
+        names = tuple(physical.rpartition("__")[0] for physical in changed)
         return TickResult(names, messages, tick.has_moved, time.perf_counter() - started, spent)
 
-    def _refresh(self, tick: Tick) -> dict[str, float]:
-        """Brings all views up to date; returns the seconds that each took."""
+    def _commit(self, is_kept: bool, parts: Sequence[Part], handed: Handed | None) -> list[Done]:
+        """The first step, and the parts that are left to do; nobody looks in between."""
+        self._is_handed = handed is not None or (self._is_handed and not is_kept)
+        if handed is None:
+            self.connection.execute("COMMIT" if is_kept else "ROLLBACK")
+            return []
+        with self._whole:
+            self.connection.execute("COMMIT")
+            return self._run(parts, handed)
+
+    def _keep(self, handed: Handed | None) -> None:
+        """What the parts need, should they not come to an end; a tick in one step leaves nothing over."""
+        if handed:
+            handed.keep(self.connection)
+        elif self._is_handed:
+            self.connection.execute("DELETE FROM recs.handed")
+
+    def _run(self, parts: Sequence[Part], handed: Handed) -> list[Done]:
+        self._is_behind = True
+        done = self._branches.run(parts, handed, self._finish)
+        self._is_behind = False
+        return done
+
+    def _catch_up(self, parts: Sequence[Part]) -> None:
+        """Refreshes the parts that the last tick did not come to."""
+        if not self._is_behind:
+            return
+        handed = Handed.kept(self.connection)
+        self._is_handed = handed is not None
+        if handed and (left := left_over(self.connection, parts)):
+            self._run(left, handed)
+        self._is_behind = False
+
+    def _first_and_parts(self, taken: TickInput, messages: int) -> tuple[Sequence[Refresher], Sequence[Part]]:
+        """A large tick, and one that changes what others look up, is done in one step."""
+        if messages >= MANY or taken.changes or len(self._split[1]) < 2:
+            return self.refreshers, []
+        return self._split
+
+    def _finish(self, connection: Connection, tick: Tick, part: Part) -> None:
+        sinks = [refresher.table for refresher in part if refresher.relation.kind is Kind.SINK]
+        self._note_dirty(connection, [sink for sink in sinks if sink in tick.changed])
+
+    def _refresh(self, tick: Tick, refreshers: Iterable[Refresher]) -> dict[str, float]:
+        """Brings views up to date; returns the seconds that each took."""
         spent = {}
-        for refresher in self.refreshers:
+        for refresher in refreshers:
             began = time.perf_counter()
             refresher.refresh(tick)
             spent[refresher.relation.name] = time.perf_counter() - began
@@ -283,12 +380,6 @@ class Database:
             for source in self.pipeline.topics.values():
                 received = next(alias for alias, kind in source.statement.includes.items() if kind == "timestamp")
                 connection.execute(f"DELETE FROM {quoted(source.physical_name)} WHERE {quoted(received)} < ?", [before])
-
-    def _set_time(self, now: datetime) -> None:
-        self.connection.execute(
-            f"SET VARIABLE now = TIMESTAMPTZ '{now.isoformat()}'; "
-            f"SET VARIABLE \"then\" = TIMESTAMPTZ '{self._then.isoformat()}'"
-        )
 
     def _take_in(self, taken: TickInput, tick: Tick) -> None:
         for topic, messages in taken.messages.items():
@@ -340,7 +431,7 @@ class Database:
             self.connection.unregister(name)
 
     def _note(self, now: datetime, taken: TickInput, tick: Tick) -> None:
-        self._note_dirty([s.physical_name for s in self.sinks() if s.physical_name in tick.changed])
+        self._note_dirty(self.connection, [s.physical_name for s in self.sinks() if s.physical_name in tick.changed])
         self._changed |= tick.changed.keys()
         if taken.positions:
             rows = [(p.topic, p.partition, p.offset, p.incarnation) for p in taken.positions]
@@ -360,10 +451,11 @@ class Database:
         )
         self._changed.clear()
 
-    def _note_dirty(self, sinks: list[str]) -> None:
+    @staticmethod
+    def _note_dirty(connection: Connection, sinks: list[str]) -> None:
         if sinks:
             keys = " UNION ".join(f"SELECT '{sink}', key FROM {delta_table(sink)}" for sink in sinks)
-            self.connection.execute(f"INSERT INTO recs.dirty {keys}")
+            connection.execute(f"INSERT INTO recs.dirty {keys}")
 
     # -- what others ask ------------------------------------------------------------------------------------------
 
@@ -408,7 +500,7 @@ class Database:
             query = f"SELECT key, any_value({document}) FILTER (WHERE _sign = 1) FROM {delta_table(physical)} AS s GROUP BY key"
         else:
             return []
-        return self.connection.execute(query).fetchall()
+        return self._delta_of.get(physical, self.connection).execute(query).fetchall()
 
     def documents(self, sink: Relation) -> dict[str, str]:
         """Key → JSON document of all that a sink holds: what Redis has when everything is written."""

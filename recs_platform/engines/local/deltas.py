@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum, auto
 
 from recs_platform.engines.local.connection import Connection
@@ -99,6 +100,13 @@ class Tick:
                 f"INSERT INTO {kept_in} SELECT {self.storage.packed(table, columns)} FROM temp.fresh"
             )
             self.changed[table] = True
+
+
+def set_time(connection: Connection, then: datetime, now: datetime) -> None:
+    """What NOW() is, and what it was at the tick before."""
+    connection.execute(
+        f"SET VARIABLE now = TIMESTAMPTZ '{now.isoformat()}'; SET VARIABLE \"then\" = TIMESTAMPTZ '{then.isoformat()}'"
+    )
 
 
 def names(columns: Iterable[str], of: str | None = None) -> str:

@@ -61,6 +61,11 @@ class Refresher:
         return self.analysis.mode
 
     @property
+    def driving(self) -> set[str]:
+        """Physical names of what it reads, lookups apart."""
+        return {self._physical[o.index] for o in self.analysis.driving}
+
+    @property
     def is_view(self) -> bool:
         """Whether no rows of it are kept."""
         return self.mode in (Mode.PASSING, Mode.DERIVED, Mode.DOCUMENTS)

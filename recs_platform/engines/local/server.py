@@ -114,17 +114,8 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         ]
 
     def _with_cursor(self, work: Callable[[duckdb.DuckDBPyConnection], Any]) -> Any:
-        """Reads what is committed, in a transaction that cannot write."""
-        cursor = self._engine.database.reader()
-        try:
-            cursor.execute("SET TimeZone = 'UTC'")
-            cursor.execute("BEGIN TRANSACTION READ ONLY")
-            try:
-                return work(cursor)
-            finally:
-                cursor.execute("ROLLBACK")
-        finally:
-            cursor.close()
+        with self._engine.database.snapshot() as cursor:
+            return work(cursor)
 
 
 def _count(cursor: duckdb.DuckDBPyConnection, physical: str) -> int | None:
