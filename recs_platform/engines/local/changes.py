@@ -50,7 +50,12 @@ class TableChanges:
 
     truncated: bool
     upserts: pa.Table
-    deletes: pa.Table
+    deletes: pa.Table | None
+
+    @property
+    def count(self) -> int:
+        """How many rows are put and removed."""
+        return int(self.upserts.num_rows) + (int(self.deletes.num_rows) if self.deletes else 0)
 
 
 @dataclass

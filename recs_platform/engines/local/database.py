@@ -335,10 +335,10 @@ class Database:
         self._is_behind = False
 
     def _first_and_parts(self, taken: TickInput, messages: int) -> tuple[Sequence[Refresher], Sequence[Part]]:
-        """A large tick, and one that changes what others look up, is done in one step."""
-        if messages >= MANY or taken.changes or len(self._split[1]) < 2:
-            return self.refreshers, []
-        return self._split
+        """A large tick is done in one step: what it looks up is then as new as what it brings."""
+        changes = sum(change.count for change in taken.changes.values())
+        is_large = messages >= MANY or changes >= MANY or any(c.truncated for c in taken.changes.values())
+        return (self.refreshers, []) if is_large or len(self._split[1]) < 2 else self._split
 
     def _finish(self, connection: Connection, tick: Tick, part: Part) -> None:
         sinks = [refresher.table for refresher in part if refresher.relation.kind is Kind.SINK]
