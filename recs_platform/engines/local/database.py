@@ -1,4 +1,4 @@
-"""The engine's DuckDB file: deployed relations, their rows, and where reading stands, all in one transaction a tick.
+"""The engine's DuckDB file: deployed relations, their rows, and where reading stands, a tick all of it or nothing.
 
 Nothing here talks to Kafka, PostgreSQL or Redis. What a tick takes in is handed over as Arrow tables; what it
 changed in the sinks is left in `recs.dirty` until the sink writer says that Redis has it.
@@ -259,7 +259,9 @@ class Database:
     # -- ticking --------------------------------------------------------------------------------------------------
 
     def tick(self, now: datetime | None = None, taken: TickInput | None = None) -> TickResult:
-        """One round: take in, refresh every view, note what the sinks must write; one transaction.
+        """One round: take in, refresh every view, note what the sinks must write.
+
+        A small one is committed in parts (see `branches`); what a kill leaves over is done before anything else.
 
         `now` is what NOW() is from then on; it never goes back, and stands still when it is None. Moving it costs more
         than a tick's messages do: what time alone changes is looked for.
