@@ -41,6 +41,8 @@ class Versioned(Protocol):
     def progress(self) -> dict[str, str]: ...
     def prepare(self) -> None: ...
     def create(self, relation: Relation, targets: Mapping[str, VersionId]) -> None: ...
+    def wait(self) -> None: ...
+    def filling(self, relation: Relation, version: VersionId) -> tuple[int, int] | None: ...
     def failure(self, physical: str) -> str: ...
     def sink_keys(self, sink: Relation, targets: Mapping[str, VersionId]) -> pa.Table: ...
     def publish(self, name: str, version: VersionId) -> None: ...
@@ -94,9 +96,23 @@ class Applier:
         while (progress := self._engine.progress().get(physical)) is not None:
             self._tell(step, _fraction(progress), progress)
             time.sleep(BETWEEN_LOOKS)
+        self._engine.wait()
         if self._engine.deployment().get(relation.name, version) is None:
             raise EngineError(f"{physical} was not built: {self._engine.failure(physical)}")
+        self._fill(step, relation, version)
         self._tell(step, 1.0, "built")
+
+    def _fill(self, step: Step, relation: Relation, version: VersionId) -> None:
+        """Waits until a table has the rows it is a copy of."""
+        deadline = time.monotonic() + VERIFY_SECONDS
+        while (rows := self._engine.filling(relation, version)) and rows[0] < rows[1]:
+            self._tell(step, rows[0] / rows[1], f"{rows[0]:,} of {rows[1]:,} rows")
+            if time.monotonic() > deadline:
+                raise EngineError(
+                    f"{relation.name} has {rows[0]:,} of {rows[1]:,} rows after {VERIFY_SECONDS:.0f} s; "
+                    "readers stay on the version they have"
+                )
+            time.sleep(BETWEEN_LOOKS)
 
     # -- verify -------------------------------------------------------------------------------------------------
 

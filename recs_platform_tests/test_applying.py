@@ -47,6 +47,7 @@ class Cluster:
         self.told: list[str] = []
         self.loses: set[str] = set()  # sinks that never write their last key
         self.dies_at: int | None = None
+        self.filled = 0
 
     def deployment(self) -> Deployment:
         return Deployment(
@@ -76,6 +77,13 @@ class Cluster:
 
     def prepare(self) -> None:
         self._note("prepare")
+
+    def wait(self) -> None:
+        assert not any(looks > 0 for looks in self.building.values()), "asked for while something is being built"
+
+    def filling(self, relation: Relation, version: VersionId) -> tuple[int, int] | None:
+        self.filled += 5
+        return (self.filled, 12) if relation.kind is Kind.SOURCE else None
 
     def failure(self, physical: str) -> str:
         return "it said no"
@@ -164,6 +172,13 @@ def test_from_nothing_upstreams_first(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.deployment().live == {r.name: VersionId(r.fingerprint) for r in wanted}
     assert read(cluster.redis, "lists") == read(cluster.redis, "others") == sorted(ROWS)
     assert not make_plan(wanted, cluster.deployment(), CAPABILITIES)
+
+
+def test_a_table_is_waited_for_until_it_has_its_rows(cluster: Cluster, tmp_path: Path) -> None:
+    wanted, told = pipeline(tmp_path, FILES), list[str]()
+    plan = make_plan(wanted, cluster.deployment(), CAPABILITIES)
+    Applier(cluster, cluster.redis, 600.0, lambda step, done, words: told.append(words)).apply(wanted, plan)
+    assert told[:4] == ["being created", "5 of 12 rows", "10 of 12 rows", "built"]
 
 
 def test_a_change_builds_what_reads_it_and_shares_the_rest(cluster: Cluster, tmp_path: Path) -> None:

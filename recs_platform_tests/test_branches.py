@@ -99,11 +99,11 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, commits: int) -> None:
     """Of the transactions of the parts so many are committed; the others are not."""
     refresh, left = Branches._refresh, [commits]
 
-    def dying(self: Branches, connection: Connection, parts: object, handed: object, finish: object) -> object:
+    def dying(self: Branches, connection: Connection, parts: object, handed: object) -> object:
         if not left[0]:
             raise Killed
         left[0] -= 1
-        return refresh(self, connection, parts, handed, finish)  # type: ignore[arg-type]
+        return refresh(self, connection, parts, handed)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Branches, "_refresh", dying)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psycopg
 import pyarrow as pa
 import pytest
 import redis
@@ -131,6 +132,18 @@ def test_no_secret_is_left_in_what_is_shown(pipeline: Pipeline, targets: dict[st
         shown = without_secrets(statement(relation, targets, SETTINGS), secrets)
         assert "secret" not in shown.replace("secrets", "")
     assert without_secrets("WITH (password = 'unknown to us')", secrets) == "WITH (password = '***')"
+    assert without_secrets('{"password": "x", "user": "y"}', []) == '{"password": \'***\', "user": "y"}'
+
+
+def test_a_password_that_is_a_word_spoils_nothing_else(pipeline: Pipeline, targets: dict[str, VersionId]) -> None:
+    settings = replace(
+        SETTINGS, postgres_url="postgresql://recs:recs@db/shop", redis_url="redis://:recs@redis:6379/0")  # fmt: skip
+    shown = risingwave.shown_statement(pipeline["shop"], targets, settings)
+    assert "password = '***'" in shown
+    assert "username = 'recs'" in shown
+    shown = risingwave.shown_statement(pipeline["products_sink"], targets, settings)
+    assert "redis.url = 'redis://:***@redis:6379/0'" in shown
+    assert "'recs:products:" in shown
 
 
 def test_versions_are_checked_before_anything_is_sent() -> None:
@@ -222,6 +235,8 @@ class Catalog:
             return [{"name": name} for name, (_, what, _) in self.relations.items() if what == "view"]
         if text == "SHOW PARAMETERS":
             return [{"Name": "barrier_interval_ms", "Value": "1000"}]
+        if text.startswith("SELECT COUNT(*)"):
+            return [{"rows": 0}]
         return [{"version": "PostgreSQL 13.14.0-RisingWave-2.8.0 (abc)"}] if "version()" in text else []
 
     def fetchall(self) -> list[dict[str, Any]]:
@@ -255,6 +270,7 @@ def cluster(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         catalog = Catalog(connection)
         monkeypatch.setattr(risingwave.psycopg, "connect", lambda *_, **__: catalog)
         monkeypatch.setattr(risingwave, "_postgres_major", lambda url: 17)
+        monkeypatch.setattr(risingwave, "_count_in_postgres", lambda url, table: 0)
         monkeypatch.setattr(applying, "BETWEEN_LOOKS", 0.0)
         monkeypatch.setattr(RisingWaveEngine, "sink_keys", lambda *_: pa.table({"key": pa.array([], pa.string())}))
         with RisingWaveEngine(settings) as engine:
@@ -299,9 +315,36 @@ def test_an_edited_view_is_built_beside_the_old_one_and_swapped_in(cluster: Clus
     assert any("Snapshot [50.00%" in line for line in told)
 
 
+def test_a_connection_takes_its_slot_along(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = list[str]()
+    monkeypatch.setattr(risingwave, "_drop_slot", lambda url, slot: dropped.append(slot))
+    cluster.engine.apply()
+    shop = next(v for v in cluster.engine.deployment().versions if v.name == "shop")
+    cluster.engine.drop(shop)
+    assert dropped == [f"recs_{shop.id}"]
+
+
 def test_what_is_told_and_kept_holds_no_password(cluster: Cluster) -> None:
     told = list[str]()
     plan = cluster.engine.apply(tell=lambda step, done, words: told.append(f"{step} {words}"))
     shown = "".join([*told, *map(str, plan.steps), *(v.definition for v in cluster.engine.deployment().versions)])
     assert "***" in shown
     assert "secret" not in shown
+
+
+def test_a_slot_nobody_reads_is_dropped_in_postgresql(postgres_url: str) -> None:
+    slot = "recs_left_over"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])
+        risingwave._drop_slot(postgres_url, slot)
+        found = connection.execute("SELECT 1 FROM pg_replication_slots WHERE slot_name = %s", [slot]).fetchall()
+        assert found == []
+        risingwave._drop_slot(postgres_url, slot)  # nothing left: nothing to do
+
+
+def test_rows_are_counted_in_postgresql(postgres_url: str) -> None:
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute('CREATE SCHEMA IF NOT EXISTS "odd name"')
+        connection.execute('CREATE TABLE IF NOT EXISTS "odd name".things AS SELECT 1 AS x UNION ALL SELECT 2')
+        assert risingwave._count_in_postgres(postgres_url, "odd name.things") == 2
+        connection.execute('DROP SCHEMA "odd name" CASCADE')

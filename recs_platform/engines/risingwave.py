@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,10 +19,12 @@ from urllib.parse import unquote
 import psycopg
 import pyarrow as pa
 import redis
+from psycopg import sql
 from psycopg.rows import dict_row
 
 from recs_platform.applying import Applier, locked, replaced_at
 from recs_platform.capabilities import Capabilities
+from recs_platform.catalog import connected
 from recs_platform.deployment import (
     Deployment,
     Version,
@@ -47,6 +50,7 @@ CAPABILITIES = Capabilities(
 )
 
 CONNECT_SECONDS = 5
+SLOT_SECONDS = 15.0
 OLDEST = (2, 8)  # what the statements were run on
 NEWEST_POSTGRES = {(2, 8): 17, (3, 0): 18}  # RisingWave from → the newest PostgreSQL it reads changes of
 
@@ -65,7 +69,11 @@ _KINDS = {
     "sink": Kind.SINK,
 }
 _VERSION = re.compile(r"RisingWave-(\d+)\.(\d+)")
-_SECRET_OPTION = re.compile(r"((?:password|secret|token)[\w.]*\s*=\s*)'(?:[^']|'')*'", re.IGNORECASE)
+_SECRET_OPTION = re.compile(
+    r"((?:password|secret|token)[\w.]*\"?\s*[:=]\s*)(?:'(?:[^']|'')*'|\"[^\"]*\"|[^\s,)'\"]+)", re.IGNORECASE
+)
+_URL_PASSWORD = re.compile(r"(://[^:/@\s']*:)[^@\s']+(?=@)")
+_TELLING = 8  # a password that short is a word like any other: it is masked where it stands as one, and nowhere else
 
 
 class RisingWaveEngine:
@@ -93,9 +101,13 @@ class RisingWaveEngine:
 
     def _connect(self) -> psycopg.Connection[Any]:
         try:
-            return psycopg.connect(self.settings.risingwave_url, autocommit=True, connect_timeout=CONNECT_SECONDS)
+            return self._new_connection()
         except psycopg.Error as error:
             raise EngineUnavailable(f"RisingWave at {self._address} does not answer: {self._masked(error)}") from None
+
+    def _new_connection(self) -> psycopg.Connection[Any]:
+        url = self.settings.risingwave_url
+        return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS, prepare_threshold=None)
 
     # -- plan and apply -------------------------------------------------------------------------------------------
 
@@ -233,6 +245,17 @@ class RisingWaveEngine:
         self._do(f"SET BACKGROUND_DDL = {'true' if is_view else 'false'}")
         self._do(statement(relation, targets, self.settings.seen_by_risingwave()))
 
+    def wait(self) -> None:
+        """Comes back when nothing is built in the background any more."""
+        self._do("WAIT")
+
+    def filling(self, relation: Relation, version: VersionId) -> tuple[int, int] | None:
+        """Of a table of PostgreSQL: the rows it has here, and there; None for what has none to wait for."""
+        if "table" not in relation.options:
+            return None
+        here = self._rows(f"SELECT COUNT(*) AS rows FROM {physical_name(relation.name, version)}")[0]["rows"]
+        return int(here), _count_in_postgres(self.settings.require("postgres_url"), relation.options["table"])
+
     def publish(self, name: str, version: VersionId) -> None:
         """Lets the public name stand for a version, in one step for whoever reads it."""
         views = {row["name"] for row in self._rows("SELECT name FROM rw_catalog.rw_views")}
@@ -243,7 +266,10 @@ class RisingWaveEngine:
         self._do(f"DROP VIEW IF EXISTS {name}")
 
     def drop(self, version: Version) -> None:
+        """A connection takes its replication slot along. Raises `SourceError` where that is still held."""
         self._do(removal(version))
+        if version.is_connection:
+            _drop_slot(self.settings.require("postgres_url"), slot_name(self.settings.replication_slot, version.id))
 
     # -- questions ------------------------------------------------------------------------------------------------
 
@@ -330,11 +356,33 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 def _postgres_major(url: str) -> int:
-    try:
-        with psycopg.connect(url, connect_timeout=CONNECT_SECONDS) as connection:
-            return connection.info.server_version // 10_000
-    except psycopg.Error as error:
-        raise SourceError(f"PostgreSQL at {masked(url)}: {without_secrets(str(error), [_password(url)])}") from None
+    with connected(url) as connection:
+        return connection.info.server_version // 10_000
+
+
+def _count_in_postgres(url: str, table: str) -> int:
+    with connected(url) as connection:
+        name = sql.Identifier(*table.split("."))
+        row = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(name)).fetchone()
+        return int(row[0]) if row else 0
+
+
+def _drop_slot(url: str, slot: str) -> None:
+    """RisingWave leaves it there, and PostgreSQL would keep its log for it."""
+    deadline = time.monotonic() + SLOT_SECONDS
+    with connected(url) as connection:
+        connection.autocommit = True
+        while rows := connection.execute(
+            "SELECT active FROM pg_replication_slots WHERE slot_name = %s", [slot]
+        ).fetchall():
+            if not rows[0][0]:
+                connection.execute("SELECT pg_drop_replication_slot(%s)", [slot])
+            elif time.monotonic() > deadline:
+                raise SourceError(
+                    f"the replication slot {slot} is still in use {SLOT_SECONDS:.0f} s after its source was dropped: "
+                    f"SELECT pg_drop_replication_slot('{slot}') when it is not"
+                )
+            time.sleep(0.1)
 
 
 def slot_name(prefix: str, version: VersionId) -> str:
@@ -369,10 +417,12 @@ def shown_statement(relation: Relation, targets: Mapping[str, VersionId], settin
 
 
 def without_secrets(text: str, secrets: Sequence[str]) -> str:
-    """The text with every known secret, and every option that sounds like one, as `***`."""
+    """The text with every option that sounds like a secret, every password of a URL, and every known one as `***`."""
+    text = _URL_PASSWORD.sub(r"\1***", _SECRET_OPTION.sub(r"\1'***'", text))
     for secret in secrets:
-        text = text.replace(secret.replace("'", "''"), "***").replace(secret, "***")
-    return _SECRET_OPTION.sub(r"\1'***'", text)
+        if len(secret) >= _TELLING:
+            text = text.replace(secret.replace("'", "''"), "***").replace(secret, "***")
+    return text
 
 
 def secrets_of(settings: Settings) -> list[str]:

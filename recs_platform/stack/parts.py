@@ -55,6 +55,9 @@ def services(
     found = [*(_with_ready(server, settings) for server in servers), *(p for p in programs if p.name in names)]
     if settings.simulate_rate <= 0:
         found = [service for service in found if service.name != "simulator"]
+    if settings.engine != "local":
+        found = [service for service in found if service.name != "engine"]
+        names = [name for name in names if name != "engine"]
     return settings, [replace(s, needs=tuple(need for need in s.needs if need in names)) for s in found]
 
 

@@ -7,6 +7,7 @@ between, the engine refreshes the parts that are not before it takes in anything
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -117,31 +118,62 @@ def split(refreshers: Iterable[Refresher]) -> tuple[list[Refresher], list[list[R
 
 
 class Branches:
-    """Two threads with a connection each. `settings` are run on a new connection."""
+    """Two threads with a connection each. `finish` is called in each one's transaction before it ends."""
 
-    def __init__(self, cursor: Callable[[], Connection], storage: Storage) -> None:
+    def __init__(self, cursor: Callable[[], Connection], storage: Storage, finish: Finish) -> None:
+        self.whole = threading.Lock()
+        """Held while a tick is committed in part."""
         self._connections = (cursor(), cursor())
-        self._storage = storage
+        self._storage, self._finish = storage, finish
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="branch")
         self._cost: dict[str, float] = {}
+        self._is_behind = True  # parts of the last tick may be left over
+        self._is_kept = True  # the file may hold what they need
 
     def close(self) -> None:
         self._thread.shutdown()
         for connection in self._connections:
             connection.close()
 
-    def run(self, parts: Sequence[Part], handed: Handed, finish: Finish) -> list[Done]:
-        """Refreshes all parts; `finish` is called in each thread's transaction before it ends."""
+    def keep(self, handed: Handed | None, main: Connection) -> None:
+        """Within the first step: what the parts need, should they not come to an end. One without parts leaves nothing over."""
+        if handed:
+            handed.keep(main)
+        elif self._is_kept:
+            main.execute("DELETE FROM recs.handed")
+
+    def commit(self, is_changed: bool, handed: Handed | None, parts: Sequence[Part], main: Connection) -> list[Done]:
+        """Ends the first step, and refreshes the parts, if it hands anything on; nobody looks in between."""
+        if handed is None:
+            main.execute("COMMIT" if is_changed else "ROLLBACK")
+            self._is_kept = self._is_kept and not is_changed
+            return []
+        with self.whole:
+            main.execute("COMMIT")
+            self._is_kept = True
+            return self._run(parts, handed)
+
+    def catch_up(self, parts: Sequence[Part], main: Connection) -> None:
+        """Refreshes the parts that the last tick did not come to."""
+        if not self._is_behind:
+            return
+        handed = Handed.kept(main)
+        if handed and (left := _left_over(main, parts)):
+            self._run(left, handed)
+        self._is_behind = False
+
+    def _run(self, parts: Sequence[Part], handed: Handed) -> list[Done]:
+        self._is_behind = True
         here, there = self._shares(parts)
-        other = self._thread.submit(self._refresh, self._connections[1], there, handed, finish)
+        other = self._thread.submit(self._refresh, self._connections[1], there, handed)
         try:
-            mine = self._refresh(self._connections[0], here, handed, finish)
+            mine = self._refresh(self._connections[0], here, handed)
         finally:
             other.exception()  # waits
         done = [mine, other.result()]
-        for found in done:
-            for name, seconds in found.spent.items():
-                self._cost[name] = _FORGET * self._cost.get(name, seconds) + (1 - _FORGET) * seconds
+        self._is_behind = False
+        for name, seconds in ((name, seconds) for found in done for name, seconds in found.spent.items()):
+            self._cost[name] = _FORGET * self._cost.get(name, seconds) + (1 - _FORGET) * seconds
         return done
 
     def _shares(self, parts: Sequence[Part]) -> tuple[list[Part], list[Part]]:
@@ -157,13 +189,7 @@ class Branches:
     def _cost_of(self, part: Part) -> float:
         return sum(self._cost.get(r.relation.name, 0.005) for r in part)
 
-    def _refresh(
-        self,
-        connection: Connection,
-        parts: Sequence[Part],
-        handed: Handed,
-        finish: Finish,
-    ) -> Done:
+    def _refresh(self, connection: Connection, parts: Sequence[Part], handed: Handed) -> Done:
         done = Done(connection)
         refreshers = [refresher for part in parts for refresher in part]
         if not refreshers:
@@ -178,7 +204,7 @@ class Branches:
                 began = time.perf_counter()
                 refresher.refresh(tick)
                 done.spent[refresher.relation.name] = time.perf_counter() - began
-            finish(connection, tick, refreshers)
+            self._finish(connection, tick, refreshers)
             marks = ", ".join(f"('{refresher.table}')" for refresher in refreshers)
             connection.execute(f"INSERT INTO recs.done VALUES {marks}")
         except BaseException:
@@ -189,7 +215,7 @@ class Branches:
         return done
 
 
-def left_over(connection: Connection, parts: Iterable[Part]) -> list[Part]:
+def _left_over(connection: Connection, parts: Iterable[Part]) -> list[Part]:
     """The parts that the last tick in two threads did not come to."""
     done = {name for (name,) in connection.execute("SELECT physical FROM recs.done").fetchall()}
     return [part for part in parts if not all(refresher.table in done for refresher in part)]

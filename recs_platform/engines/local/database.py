@@ -6,7 +6,6 @@ changed in the sinks is left in `recs.dirty` until the sink writer says that Red
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,20 +16,25 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-from sqlglot import exp
 
-from recs_platform.columns import DIALECT
 from recs_platform.deployment import Deployment
 from recs_platform.engines import transpile
-from recs_platform.engines.local.branches import STATE, Branches, Done, Handed, Part, left_over, split
+from recs_platform.engines.local.branches import STATE, Branches, Handed, Part, split
 from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.engines.local.cdc import TableChanges
 from recs_platform.engines.local.connection import Connection
 from recs_platform.engines.local.deltas import Tick, delta_table, set_time
 from recs_platform.engines.local.intake import Position
 from recs_platform.engines.local.refresh import Refresher
+from recs_platform.engines.local.relations import (
+    check_source,
+    document,
+    duckdb_type,
+    over_physical,
+    refreshers_of,
+    with_columns,
+)
 from recs_platform.engines.local.storage import Storage, drop, quoted
-from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, make_plan
 
@@ -96,10 +100,7 @@ class Database:
         self.deployments = 0
         self._storage = Storage()
         self._split: tuple[list[Refresher], list[list[Refresher]]] = ([], [])
-        self._branches = Branches(self._branch, self._storage)
-        self._whole = threading.Lock()  # held while a tick is committed in part
-        self._is_handed = False  # the file holds what the parts of the last tick need
-        self._is_behind = True  # parts of the last tick may be left over
+        self._branches = Branches(self._branch, self._storage, self._note_sinks)
         self._delta_of: dict[str, Connection] = {}  # physical name → whose temporary tables hold its last delta
         self._log = Path(f"{path}.wal")
         self._then = self._deployed_at = self._saved_time()
@@ -123,7 +124,7 @@ class Database:
         cursor = self.connection.cursor()
         try:
             cursor.execute("SET TimeZone = 'UTC'")
-            with self._whole:
+            with self._branches.whole:
                 cursor.execute("BEGIN TRANSACTION READ ONLY")
                 cursor.execute(
                     "SELECT 1 FROM recs.facts LIMIT 1"
@@ -154,7 +155,7 @@ class Database:
     def plan(self, pipeline: Pipeline, rebuild: Iterable[str] = ()) -> Plan:
         """What `deploy` would do. Raises what it would raise."""
         if pipeline is not self.pipeline:
-            _refreshers(pipeline, Storage())
+            refreshers_of(pipeline, Storage())
         return self._plan(pipeline, rebuild)
 
     def _plan(self, pipeline: Pipeline, rebuild: Iterable[str]) -> Plan:
@@ -165,9 +166,9 @@ class Database:
 
         Raises `UnsupportedSql` for a relation the local engine could not keep right; nothing has changed then.
         """
-        refreshers = self.refreshers if pipeline is self.pipeline else _refreshers(pipeline, self._storage)
+        refreshers = self.refreshers if pipeline is self.pipeline else refreshers_of(pipeline, self._storage)
         plan = self._plan(pipeline, rebuild)
-        self._catch_up(self._split[1] if self.refreshers else self._parts_in_file(refreshers))
+        self._branches.catch_up(self._split[1] if self.refreshers else self._parts_in_file(refreshers), self.connection)
         self._tune(is_small=False)
         with self.transaction() as connection:
             set_time(self.connection, self._then, max(now, self._then))
@@ -177,14 +178,13 @@ class Database:
                 self._drop(step.name, step.version, gone=step.name not in pipeline.relations)
             self._settle_kinds(refreshers)
             self._keep_texts(pipeline)
-            connection.execute("DELETE FROM recs.handed")
+            self._branches.keep(None, connection)
             for relation in pipeline:
                 if relation.is_materialized or relation.query is not None:
                     connection.execute(
                         f"CREATE OR REPLACE VIEW {quoted(relation.name)} AS SELECT * FROM {quoted(relation.physical_name)}"
                     )
         self.pipeline, self.refreshers, self._split = pipeline, refreshers, split(refreshers)
-        self._is_handed = False
         self.deployments += 1
         self._deployed_at = max(now, self._deployed_at)
         return plan
@@ -194,7 +194,7 @@ class Database:
         deployed = self.deployed()
         if any(deployed.get(r.relation.name, r.relation.fingerprint) != r.relation.fingerprint for r in refreshers):
             texts = dict(self.connection.execute("SELECT name, text FROM recs.texts").fetchall())
-            refreshers = _refreshers(Pipeline.of_texts(texts), self._storage)
+            refreshers = refreshers_of(Pipeline.of_texts(texts), self._storage)
         there = {f"{name}__{fingerprint}" for name, fingerprint in deployed.items()}
         known = [refresher for refresher in refreshers if refresher.table in there]
         for refresher in known:
@@ -227,11 +227,11 @@ class Database:
             refreshers[relation.name].create(self.connection)
         elif relation.query is not None:
             self.connection.execute(
-                f"CREATE OR REPLACE VIEW {quoted(relation.physical_name)} AS {_over_physical(relation, pipeline)}"
+                f"CREATE OR REPLACE VIEW {quoted(relation.physical_name)} AS {over_physical(relation, pipeline)}"
             )
         else:
-            _check_source(relation)
-            columns = ", ".join(f"{quoted(c.name)} {_duckdb_type(c.type)}" for c in relation.columns)
+            check_source(relation)
+            columns = ", ".join(f"{quoted(c.name)} {duckdb_type(c.type)}" for c in relation.columns)
             self.connection.execute(f"CREATE TABLE IF NOT EXISTS {quoted(relation.physical_name)} ({columns})")
             self.connection.execute("DELETE FROM recs.facts WHERE name = ?", [_snapshot_fact(relation)])
         if relation.kind is Kind.SINK:
@@ -274,7 +274,7 @@ class Database:
         self._tune(is_small=messages < MANY)
         was_written, self._dirty_in_delta, self._all_written = self._all_written, None, False
         was_dirty = was_written and self._is_dirty()
-        self._catch_up(self._split[1])
+        self._branches.catch_up(self._split[1], self.connection)
         first, parts = self._first_and_parts(taken, messages)
         then = self._then
         self.connection.execute("BEGIN")
@@ -286,14 +286,14 @@ class Database:
             spent = self._refresh(tick, first)
             handed = Handed.of(tick, then, now) if parts else None
             self._note(now, taken, tick)
-            self._keep(handed)
+            self._branches.keep(handed, self.connection)
         except BaseException:
             self.connection.execute("ROLLBACK")
             raise
         is_kept = bool(taken or tick.changed or was_dirty or handed)
         self._then = now
         changed, self._delta_of = dict(tick.changed), dict.fromkeys(tick.changed, self.connection)
-        for done in self._commit(is_kept, parts, handed):
+        for done in self._branches.commit(is_kept, handed, parts, self.connection):
             changed |= done.changed
             spent |= done.spent
             self._delta_of |= dict.fromkeys(done.changed, done.connection)
@@ -303,46 +303,13 @@ class Database:
         names = tuple(physical.rpartition("__")[0] for physical in changed)
         return TickResult(names, messages, tick.has_moved, time.perf_counter() - started, spent)
 
-    def _commit(self, is_kept: bool, parts: Sequence[Part], handed: Handed | None) -> list[Done]:
-        """The first step, and the parts that are left to do; nobody looks in between."""
-        self._is_handed = handed is not None or (self._is_handed and not is_kept)
-        if handed is None:
-            self.connection.execute("COMMIT" if is_kept else "ROLLBACK")
-            return []
-        with self._whole:
-            self.connection.execute("COMMIT")
-            return self._run(parts, handed)
-
-    def _keep(self, handed: Handed | None) -> None:
-        """What the parts need, should they not come to an end; a tick in one step leaves nothing over."""
-        if handed:
-            handed.keep(self.connection)
-        elif self._is_handed:
-            self.connection.execute("DELETE FROM recs.handed")
-
-    def _run(self, parts: Sequence[Part], handed: Handed) -> list[Done]:
-        self._is_behind = True
-        done = self._branches.run(parts, handed, self._finish)
-        self._is_behind = False
-        return done
-
-    def _catch_up(self, parts: Sequence[Part]) -> None:
-        """Refreshes the parts that the last tick did not come to."""
-        if not self._is_behind:
-            return
-        handed = Handed.kept(self.connection)
-        self._is_handed = handed is not None
-        if handed and (left := left_over(self.connection, parts)):
-            self._run(left, handed)
-        self._is_behind = False
-
     def _first_and_parts(self, taken: TickInput, messages: int) -> tuple[Sequence[Refresher], Sequence[Part]]:
         """A large tick is done in one step: what it looks up is then as new as what it brings."""
         changes = sum(change.count for change in taken.changes.values())
         is_large = messages >= MANY or changes >= MANY or any(c.truncated for c in taken.changes.values())
         return (self.refreshers, []) if is_large or len(self._split[1]) < 2 else self._split
 
-    def _finish(self, connection: Connection, tick: Tick, part: Part) -> None:
+    def _note_sinks(self, connection: Connection, tick: Tick, part: Part) -> None:
         sinks = [refresher.table for refresher in part if refresher.relation.kind is Kind.SINK]
         self._note_dirty(connection, [sink for sink in sinks if sink in tick.changed])
 
@@ -407,13 +374,12 @@ class Database:
 
     def _apply_catalog(self, relation: Relation, changes: TableChanges, tick: Tick) -> None:
         typed = {
-            c.name: f"TRY_CAST({quoted(c.name)} AS {_duckdb_type(c.type)}) AS {quoted(c.name)}"
-            for c in relation.columns
+            c.name: f"TRY_CAST({quoted(c.name)} AS {duckdb_type(c.type)}) AS {quoted(c.name)}" for c in relation.columns
         }
         keys = ", ".join(typed[k] for k in relation.key)
         same = " AND ".join(f"r.{quoted(k)} = t.{quoted(k)}" for k in relation.key)
-        upserts = _with_columns(changes.upserts, list(typed))
-        deletes = _with_columns(changes.deletes, list(relation.key))
+        upserts = with_columns(changes.upserts, list(typed))
+        deletes = with_columns(changes.deletes, list(relation.key))
         with self._registered("upserts", upserts), self._registered("deletes", deletes):
             tick.put("touched", f"SELECT {keys} FROM upserts UNION SELECT {keys} FROM deletes")
             cut = "" if changes.truncated else f"SEMI JOIN temp.touched AS t ON {same}"
@@ -491,22 +457,22 @@ class Database:
 
     def dirty_documents(self, sink: Relation) -> list[tuple[str, str | None]]:
         """Keys to write with their JSON documents; None where the key must go."""
-        physical, document = sink.physical_name, _document(sink)
+        physical, value = sink.physical_name, document(sink)
         if self._dirty_in_delta is None:
             query = (
-                f"SELECT d.key, CASE WHEN s.key IS NOT NULL THEN {document} END "
+                f"SELECT d.key, CASE WHEN s.key IS NOT NULL THEN {value} END "
                 f"FROM (SELECT DISTINCT key FROM recs.dirty WHERE sink = '{physical}') AS d "
                 f"LEFT JOIN {quoted(physical)} AS s ON d.key = s.key"
             )
         elif physical in self._dirty_in_delta:
-            query = f"SELECT key, any_value({document}) FILTER (WHERE _sign = 1) FROM {delta_table(physical)} AS s GROUP BY key"
+            query = f"SELECT key, any_value({value}) FILTER (WHERE _sign = 1) FROM {delta_table(physical)} AS s GROUP BY key"
         else:
             return []
         return self._delta_of.get(physical, self.connection).execute(query).fetchall()
 
     def documents(self, sink: Relation) -> dict[str, str]:
         """Key → JSON document of all that a sink holds: what Redis has when everything is written."""
-        query = f"SELECT s.key, {_document(sink)} FROM {quoted(sink.physical_name)} AS s"
+        query = f"SELECT s.key, {document(sink)} FROM {quoted(sink.physical_name)} AS s"
         return dict(self.connection.execute(query).fetchall())
 
     def _saved_time(self) -> datetime:
@@ -514,68 +480,5 @@ class Database:
         return datetime.fromisoformat(saved) if saved else datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=1)
 
 
-def _document(sink: Relation) -> str:
-    """SQL for the JSON document of a sink's row: every column but the key, times as RisingWave writes them."""
-    parts = []
-    for column in sink.columns:
-        if column.name == "key":
-            continue
-        value = f"s.{quoted(column.name)}"
-        if column.type == "TIMESTAMPTZ":
-            value = f"strftime({value} AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%fZ')"
-        parts.append(f"'{column.name}', {value}")
-    return f"json_object({', '.join(parts)})::VARCHAR"
-
-
 def _snapshot_fact(table: Relation) -> str:
     return f"snapshot:{table.physical_name}"
-
-
-def _over_physical(relation: Relation, pipeline: Pipeline) -> str:
-    assert relation.query is not None
-    query = relation.query.copy()
-    for table in list(query.find_all(exp.Table)):
-        table.set("this", exp.to_identifier(pipeline[table.name].physical_name))
-    return transpile.to_duckdb(query, relation.path)
-
-
-def _duckdb_type(name: str) -> str:
-    kind = exp.DataType.build(name, dialect=DIALECT)
-    return "BLOB" if name == "BYTEA" else kind.sql("duckdb")
-
-
-def _check_source(relation: Relation) -> None:
-    if relation.connector == "kafka":
-        declared = [c for c in relation.columns if c.name not in relation.statement.includes]
-        if [c.type for c in declared] != ["BYTEA"] or not {"partition", "offset", "timestamp"} <= set(
-            relation.statement.includes.values()
-        ):
-            raise UnsupportedSql(
-                "the local engine reads Kafka as one BYTEA column with INCLUDE partition, offset and timestamp "
-                "(FORMAT PLAIN ENCODE BYTES)",
-                relation.path,
-            )
-    elif "table" not in relation.options:
-        raise UnsupportedSql("a source is Kafka (connector = 'kafka') or a table of a PostgreSQL source", relation.path)
-
-
-def _with_columns(table: pa.Table | None, names: list[str]) -> pa.Table:
-    """The table with exactly these columns as text; one PostgreSQL does not have is NULL."""
-    if table is None:
-        return pa.table({name: pa.array([], pa.string()) for name in names})
-    missing = pa.nulls(table.num_rows, pa.string())
-    return pa.table({name: table[name] if name in table.column_names else missing for name in names})
-
-
-def _refreshers(pipeline: Pipeline, storage: Storage) -> list[Refresher]:
-    """Of all relations with rows, and of the plain views that some of them append from.
-
-    Raises `UnsupportedSql` for a relation the local engine could not keep right.
-    """
-    kept = {r.name: Refresher(r, pipeline, storage) for r in pipeline if r.query is not None and r.is_materialized}
-    read = {o.relation for refresher in kept.values() for o in refresher.analysis.occurrences}
-    return [
-        kept.get(r.name) or Refresher(r, pipeline, storage)
-        for r in pipeline
-        if r.query is not None and r.name in kept.keys() | read
-    ]
