@@ -171,7 +171,7 @@ class Database:
         self._branches.catch_up(self._split[1] if self.refreshers else self._parts_in_file(refreshers), self.connection)
         self._tune(is_small=False)
         with self.transaction() as connection:
-            set_time(self.connection, self._then, max(now, self._then))
+            set_time(self.connection, self._then, self._then)  # all views are of one time, new ones too
             for step in plan.of(Action.CREATE):
                 self._create(pipeline[step.name], pipeline, {r.relation.name: r for r in refreshers}, now)
             for step in plan.of(Action.DROP):

@@ -63,6 +63,7 @@ class Analysis:
         str, str
     ]  # of an additive query: column → "sum", "greatest" or "least" of what stands and what is new
     top: Top | None  # how it is kept, where it is the first rows of each partition
+    tally: str | None  # of an additive query that does nothing but count, and forgets what is old: its COUNT(*)
 
     @property
     def driving(self) -> tuple[Occurrence, ...]:
@@ -128,6 +129,7 @@ def _analysed(relation: Relation, pipeline: Pipeline, query: exp.Query) -> Analy
         clock_bound=tracer.clock_bound,
         combined=tracer.combined(),
         top=_top(query, tracer, pipeline),
+        tally=_tally(query, tracer),
     )
     mode = _mode(analysis, tracer, pipeline)
     return replace(analysis, mode=mode, key=key if mode is not Mode.FULL else ())
@@ -177,6 +179,16 @@ def _tells_redis_keys(analysis: Analysis) -> bool:
 def _top(query: exp.Query, tracer: Tracer, pipeline: Pipeline) -> Top | None:
     read = list(tracer.occurrences.values())
     return top_of(query, pipeline[read[0].relation].key) if len(read) == 1 else None
+
+
+def _tally(query: exp.Query, tracer: Tracer) -> str | None:
+    """The COUNT(*) of a query whose every aggregate counts, so that rows that go can be taken off again."""
+    values = {s.alias_or_name: s.unalias() for s in query.selects if s.find(exp.AggFunc)}
+    are_counts = all(isinstance(v, exp.Count) and not v.find(exp.Distinct) for v in values.values())
+    filters = tracer.time_filters
+    forgets = len(filters) == 1 and filters[0].keeps_newer and len(filters[0].subject) == 1 and not tracer.clock_bound
+    tallies = [name for name, value in values.items() if isinstance(value.this, exp.Star)]
+    return tallies[0] if tallies and are_counts and forgets else None
 
 
 def _brings_messages(relation: Relation) -> bool:

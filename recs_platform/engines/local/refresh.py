@@ -40,6 +40,7 @@ class Refresher:
         self._columns_of = {o.index: [c.name for c in pipeline[o.relation].columns] for o in self.analysis.occurrences}
         self._touching = Touching(self.analysis, self._physical, self._columns_of)
         self._template = _template(self.analysis, self.analysis.query)
+        self._template_then = self._template.replace("GETVARIABLE('now')", "GETVARIABLE('then')")
         top = self.analysis.top
         self._ranking = _template(self.analysis, with_ghosts(self.analysis.query)) if top else ""
         expiry = list(self._expiring_columns()) if self.mode is Mode.APPEND else []
@@ -144,6 +145,9 @@ class Refresher:
 
     def _add(self, tick: Tick) -> None:
         """What came is added to the row that stands; pieces that lost a row, or that time touched, are computed anew."""
+        if self.analysis.tally and not self._only_gains(tick):
+            self._count(tick, self.analysis.tally)
+            return
         lost = 0 if self._only_gains(tick) else self._put_touched(tick)
         if lost is None:
             self._recompute(tick)
@@ -161,7 +165,35 @@ class Refresher:
         if delta and tick.put(delta_name(self.table), delta):
             tick.write(self.table, self.columns)
 
-    def _added(self, nulls: frozenset[str]) -> str:
+    def _count(self, tick: Tick, tally: str) -> None:
+        """Where all is counted, what went is taken off the row that stands; one that counts no row any more goes."""
+        (read,) = self.analysis.driving
+        counts, key = self.analysis.combined, names(self.analysis.key)
+        signed = " UNION ALL ".join(
+            f"SELECT {key}{''.join(f', {sign} * {quoted(c)} AS {quoted(c)}' for c in counts)} FROM ({query}) AS counted"
+            for sign, query in self._came_and_went(read, tick)
+        )
+        sums = "".join(f", sum({quoted(c)})::BIGINT AS {quoted(c)}" for c in counts)
+        moves = " OR ".join(f"sum({quoted(c)}) <> 0" for c in counts)
+        if tick.put("fresh", f"SELECT {key}{sums} FROM ({signed}) AS signed GROUP BY {key} HAVING {moves}"):
+            pairs = self._added(self._nulls(tick, "fresh"), f"COALESCE(o.{quoted(tally)}, 0) + f.{quoted(tally)} > 0")
+            if tick.put(delta_name(self.table), from_pairs(self.columns, self.analysis.key, pairs)):
+                tick.write(self.table, self.columns)
+
+    def _came_and_went(self, read: Occurrence, tick: Tick) -> Iterator[tuple[int, str]]:
+        """Queries over the rows that came (1) and those that had been counted and went (-1): of the delta, and by the clock.
+
+        A row that came too late to be counted is among those the clock takes, and is put back.
+        """
+        yield 1, self._query({read.index: self._rows(read, tick, 1)})
+        if tick.changed.get(self._physical[read.index]):
+            yield -1, self._query({read.index: self._rows(read, tick, -1)}, self._template_then)
+        for gone in self._touching.gone_by_clock(read) if tick.has_moved else ():
+            for sign, rows in ((-1, quoted(self._physical[read.index])), (1, self._rows(read, tick, 1))):
+                crossed = f"(SELECT {names(self._columns_of[read.index])} FROM {rows} AS {read.alias} WHERE {gone})"
+                yield sign, self._query({read.index: crossed}, self._template_then)
+
+    def _added(self, nulls: frozenset[str], is_there: str = "true") -> str:
         """The rows that `temp.fresh` adds to, before and after."""
         ways, key = self.analysis.combined, self.analysis.key
         values = "".join(
@@ -169,7 +201,7 @@ class Refresher:
             for c, way in ways.items()
         )
         return (
-            f"SELECT {names(key, 'f')}{values}, true AS _is_there, o._rowid "
+            f"SELECT {names(key, 'f')}{values}, {is_there} AS _is_there, o._rowid "
             f"FROM temp.fresh AS f LEFT JOIN ({self._own_rows('o')}) AS o ON {_same(key, 'o', 'f', nulls)}"
         )
 

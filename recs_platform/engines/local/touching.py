@@ -62,6 +62,12 @@ class Touching:
             if min(time_filter.subject) == occurrence.index:
                 yield _crossed(time_filter, occurrence.index)
 
+    def gone_by_clock(self, occurrence: Occurrence) -> Iterator[str]:
+        """Of filters that keep what is newer: the rows that they kept at the last tick, and do not keep any more."""
+        for time_filter, between in zip(self._analysis.time_filters, self.clock_ranges(occurrence), strict=True):
+            subject = sql_of(time_filter.subject[occurrence.index])
+            yield f"{between} AND NOT ({subject} {time_filter.op} {bound(time_filter, 'now')})"
+
     def _keys_from(self, start: Occurrence, table: str, wanted: list[str], tick: Tick) -> str | None:
         path = self._analysis.path_to_key(start.index)
         if path is None:
