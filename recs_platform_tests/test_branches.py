@@ -12,7 +12,6 @@ from recs_platform.engines.local import branches
 from recs_platform.engines.local.branches import Branches, split
 from recs_platform.engines.local.connection import Connection
 from recs_platform.engines.local.database import Database
-from recs_platform.engines.local.deltas import Tick
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import default_sql_dir
 from recs_platform_tests.feeding import Feeder, Written, differences, utc
@@ -152,20 +151,15 @@ def test_a_part_that_fails_is_done_before_the_next_tick(database: Database, monk
     assert differences(database) == {}
 
 
-def test_what_is_handed_on_comes_back_as_it_was(database: Database) -> None:
-    connection = database.connection
-    connection.execute(
-        "CREATE TEMP TABLE delta_x AS SELECT 1 AS a, NULL::VARCHAR AS b, TIMESTAMPTZ '2026-03-01 12:00:00+00' AS c"
-    )
-    tick = Tick(connection, database._storage, has_moved=True, changed={"x": False})
-    handed = branches.Handed.of(tick, START, START + timedelta(seconds=1))
-    handed.keep(connection)
-    kept = branches.Handed.kept(connection)
+def test_what_is_handed_on_is_what_parts_read_and_comes_back_as_it_was(database: Database) -> None:
+    day(Feeder(database))
+    last_tick(Feeder(database))
+    kept = branches.Handed.kept(database.connection)
     assert kept is not None
-    assert (kept.then, kept.now, kept.has_moved, kept.changed) == (
-        START,
-        START + timedelta(seconds=1),
-        True,
-        {"x": False},
-    )
-    assert kept.rows["x"].equals(handed.rows["x"])
+    assert {name.rpartition("__")[0] for name in kept.changed} == {"user_activity", "purchases"}, "no raw messages"
+    assert (kept.then, kept.now) == (START + timedelta(hours=2), START + timedelta(hours=25))
+    activity = next(rows for name, rows in kept.rows.items() if name.startswith("user_activity"))
+    assert sorted(zip(activity["user_id"].to_pylist(), activity["product_id"].to_pylist(), strict=True)) == [
+        (1, "p3"),
+        (2, "p0"),
+    ]

@@ -47,11 +47,13 @@ class Handed:
     rows: Mapping[str, pa.Table]
 
     @classmethod
-    def of(cls, tick: Tick, then: datetime, now: datetime) -> Handed:
-        """Of a tick under way."""
+    def of(cls, tick: Tick, then: datetime, now: datetime, parts: Sequence[Part]) -> Handed:
+        """Of a tick under way, as far as the parts read it."""
+        read = {name for part in parts for refresher in part for name in refresher.driving}
+        changed = {name: lost for name, lost in tick.changed.items() if name in read}
         connection = tick.connection.inner
-        rows = {name: connection.sql(f"FROM {delta_table(name)}").to_arrow_table() for name in tick.changed}
-        return cls(then, now, tick.has_moved, dict(tick.changed), rows)
+        rows = {name: connection.sql(f"FROM {delta_table(name)}").to_arrow_table() for name in changed}
+        return cls(then, now, tick.has_moved, changed, rows)
 
     def keep(self, connection: Connection) -> None:
         """In the file, within the transaction of the first step."""

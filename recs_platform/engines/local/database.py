@@ -284,7 +284,7 @@ class Database:
                 self.connection.execute("DELETE FROM recs.dirty")
             self._take_in(taken, tick)
             spent = self._refresh(tick, first)
-            handed = Handed.of(tick, then, now) if parts else None
+            handed = Handed.of(tick, then, now, parts) if parts else None
             self._note(now, taken, tick)
             self._branches.keep(handed, self.connection)
         except BaseException:
