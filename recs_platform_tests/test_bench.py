@@ -19,6 +19,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from bench.baselines import full_engine
 from bench.driver import Driver
 from bench.load import Lateness, Load, Outcome, schedule
 from bench.options import Options
@@ -28,7 +29,11 @@ from bench.probes import Kind, Probe, Sample, Watch
 from bench.report import Section, Table, render
 from bench.stats import Spread, percentile, slope
 from bench.traffic import Population, Traffic, history, texts
-from recs_platform.settings import project_root
+from recs_platform.engines.local import relations
+from recs_platform.engines.local.database import Database
+from recs_platform.engines.local.incremental import Mode
+from recs_platform.pipeline import Pipeline
+from recs_platform.settings import default_sql_dir, project_root
 
 POPULATION = Population(users=1_000, products=500, categories=10, seed=7)
 LOAD = Load("", "", POPULATION, stream=3, rate=200, seconds=2, warmup=1)
@@ -185,6 +190,17 @@ def test_without_a_sample_before_the_kill_nothing_is_said_of_the_time_after() ->
     outcome = Outcome(samples, Lateness(0, 0, 0), sent=2, began=10, ended=12, activity=2)
     assert math.isnan(Kill(at=10.0, outcome=outcome, lag=0).settled())
     assert Kill(at=11.5, outcome=outcome, lag=0).settled() == 0
+
+
+def test_the_baseline_that_recomputes_has_nothing_refreshed_by_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relations, "Refresher", relations.Refresher)  # put back afterwards
+    full_engine.recompute_all()
+    database = Database()
+    database.deploy(Pipeline.load(default_sql_dir()), NOON)
+    modes = {refresher.mode for refresher in database.refreshers}
+    database.close()
+    assert Mode.FULL in modes
+    assert modes.isdisjoint(full_engine.INCREMENTAL)
 
 
 def test_a_replaced_driver_gives_no_answer_to_what_was_asked_before() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from recs_platform.engines.local import database
+from recs_platform.engines.local import relations
 from recs_platform.engines.local.__main__ import main
 from recs_platform.engines.local.incremental import Mode
 from recs_platform.engines.local.refresh import Refresher
@@ -26,6 +26,11 @@ class FullRefresher(Refresher):
         return Mode.FULL if found in INCREMENTAL else found
 
 
+def recompute_all() -> None:
+    """Of every pipeline that is deployed in this process from now on."""
+    vars(relations)["Refresher"] = FullRefresher
+
+
 if __name__ == "__main__":
-    vars(database)["Refresher"] = FullRefresher
+    recompute_all()
     sys.exit(main())
