@@ -12,9 +12,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
 from typing import Protocol, cast
 
 import pyarrow as pa
@@ -25,12 +24,11 @@ from recs_platform.deployment import Deployment, Version, VersionId, taken_apart
 from recs_platform.errors import EngineError
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, Step, Tell
-from recs_platform.serving import keys
+from recs_platform.serving import keys, versions
 
 LOCK_SECONDS = 30.0
 BETWEEN_LOOKS = 0.2
 VERIFY_SECONDS = 600.0
-_CHUNK = 1_000
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 
 
@@ -60,8 +58,9 @@ class Applier:
     def apply(self, pipeline: Pipeline, plan: Plan) -> None:
         """Raises `EngineError` where the engine refuses or a version does not come out right; nothing is switched then."""
         self._engine.prepare()
+        begun = {version.physical_name for version in self._engine.deployment().versions}
         for step in plan.of(Action.CREATE):
-            self._create(step, pipeline[step.name], plan.targets)
+            self._create(step, pipeline[step.name], plan.targets, step.physical_name in begun)
         going = self._going_over(plan)
         for version in going:
             if version.kind == Kind.SINK:
@@ -87,12 +86,11 @@ class Applier:
 
     # -- create -------------------------------------------------------------------------------------------------
 
-    def _create(self, step: Step, relation: Relation, targets: Mapping[str, VersionId]) -> None:
-        version = targets[relation.name]
-        if self._engine.deployment().get(relation.name, version) is None:
+    def _create(self, step: Step, relation: Relation, targets: Mapping[str, VersionId], is_begun: bool) -> None:
+        version, physical = targets[relation.name], step.physical_name
+        if not is_begun:
             self._tell(step, None, "being created")
             self._engine.create(relation, targets)
-        physical = f"{relation.name}__{version}"
         while (progress := self._engine.progress().get(physical)) is not None:
             self._tell(step, _fraction(progress), progress)
             time.sleep(BETWEEN_LOOKS)
@@ -122,7 +120,7 @@ class Applier:
         deadline = time.monotonic() + VERIFY_SECONDS
         while True:
             wanted = set(self._engine.sink_keys(sink, targets)["key"].to_pylist())
-            found = set(self._scan(sink.redis_name, str(version.id)))
+            found = set(versions.document_keys(self._redis, sink.redis_name, str(version.id)))
             missing = wanted - found
             self._tell(
                 step, 1 - len(missing) / max(len(wanted), 1), f"{len(wanted) - len(missing):,} of {len(wanted):,} keys"
@@ -135,9 +133,6 @@ class Applier:
                     f"{min(missing)} among them; readers stay on the version they have"
                 )
             time.sleep(BETWEEN_LOOKS)
-
-    def _scan(self, name: str, version: str) -> Iterator[str]:
-        return cast(Iterator[str], self._redis.scan_iter(match=keys.documents_pattern(name, version), count=_CHUNK))
 
     # -- switch -------------------------------------------------------------------------------------------------
 
@@ -163,14 +158,14 @@ class Applier:
 
     def _retire(self, plan: Plan) -> None:
         """Notes what is replaced from now on, and removes what has been for long enough."""
-        now, deployment = time.time(), self._engine.deployment()
-        self._sweep({version.physical_name for version in deployment.versions})
+        now, there = time.time(), {version.physical_name: version for version in self._engine.deployment().versions}
+        self._sweep(there.keys())
         for step in plan.of(Action.DROP):
-            version = next((v for v in deployment.of(step.name) if str(v.id) == step.version), None)
+            version = there.get(step.physical_name)
             if version is None:
                 continue
             self._note_replaced(version, now)
-            left = self._grace - (now - (replaced_at(self._redis, version) or now))
+            left = self._grace - (now - (version.replaced_at or now))
             if left > 0:
                 self._tell(step, None, f"kept for {left:.0f} s more, for `recs rollback`")
             else:
@@ -180,13 +175,13 @@ class Applier:
     def _note_replaced(self, version: Version, now: float) -> None:
         self._redis.hsetnx(keys.REPLACED, version.physical_name, f"{now} {version.redis_name or ''}")
 
-    def _sweep(self, there: set[str]) -> None:
+    def _sweep(self, there: Collection[str]) -> None:
         """Removes the keys of what was dropped when a run was cut short."""
-        for physical, noted in cast(dict[str, str], self._redis.hgetall(keys.REPLACED)).items():
+        for physical, noted in _noted(self._redis).items():
             name, parts = noted.partition(" ")[2], taken_apart(physical)
             if physical not in there and parts:
                 if name:
-                    self._remove_keys(name, str(parts[1]))
+                    versions.remove(self._redis, name, str(parts[1]))
                 self._redis.hdel(keys.REPLACED, physical)
 
     def _drop(self, version: Version) -> None:
@@ -197,20 +192,17 @@ class Applier:
         if version.redis_name:
             if version.is_live:
                 self._redis.unlink(keys.pointer(version.redis_name))
-            self._remove_keys(version.redis_name, str(version.id))
+            versions.remove(self._redis, version.redis_name, str(version.id))
         self._redis.hdel(keys.REPLACED, version.physical_name)
 
-    def _remove_keys(self, name: str, version: str) -> None:
-        remaining = self._scan(name, version)
-        while chunk := list(islice(remaining, _CHUNK)):
-            self._redis.unlink(*chunk)
-        self._redis.unlink(keys.marker(name, version))
+
+def replacements(connection: redis.Redis) -> dict[str, float]:
+    """Physical name → since when another version is live in its stead, in seconds since 1970."""
+    return {physical: float(noted.partition(" ")[0]) for physical, noted in _noted(connection).items()}
 
 
-def replaced_at(connection: redis.Redis, version: Version) -> float | None:
-    """Since when another version is live in its stead, in seconds since 1970; None where none is."""
-    noted = connection.hget(keys.REPLACED, version.physical_name)
-    return float(str(noted).partition(" ")[0]) if noted else None
+def _noted(connection: redis.Redis) -> dict[str, str]:
+    return cast(dict[str, str], connection.hgetall(keys.REPLACED))
 
 
 def _fraction(progress: str) -> float | None:

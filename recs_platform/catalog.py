@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from decimal import Decimal
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import psycopg
 from psycopg import sql
 
 from recs_platform.catalog_file import COLUMNS, read_products
 from recs_platform.errors import SourceError
-from recs_platform.settings import masked
+from recs_platform.settings import masked, passwords_of
 
 CONNECT_SECONDS = 10
 
@@ -88,8 +87,8 @@ def connected(postgres_url: str) -> Iterator[psycopg.Connection]:
 def refused(postgres_url: str, error: psycopg.Error) -> SourceError:
     """The `SourceError` for an error of PostgreSQL, naming the server and without the password."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    reason, password = lines[0], urlsplit(postgres_url).password
-    for secret in {password, unquote(password)} if password else ():
+    reason = lines[0]
+    for secret in passwords_of(postgres_url):
         reason = reason.replace(secret, "***")
     remedy = "; `recs catalog load FILE` makes the tables" if isinstance(error, psycopg.errors.UndefinedTable) else ""
     return SourceError(f"PostgreSQL at {masked(postgres_url)}: {reason}{remedy}")

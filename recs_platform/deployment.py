@@ -67,9 +67,6 @@ class Version:
         match = _REDIS_NAME.search(self.definition) if self.kind == Kind.SINK else None
         return match[1] if match else None
 
-    def __str__(self) -> str:
-        return self.physical_name
-
 
 @dataclass(frozen=True)
 class Deployment:
@@ -100,8 +97,13 @@ class Deployment:
         return [version for version in self.versions if version.name == name]
 
 
-def physical_name(name: str, id: VersionId) -> str:
+def physical_name(name: str, id: VersionId | str) -> str:
     return f"{name}__{id}"
+
+
+def physical_names(versions: Mapping[str, VersionId]) -> dict[str, str]:
+    """Public name → physical name."""
+    return {name: physical_name(name, id) for name, id in versions.items()}
 
 
 def taken_apart(physical: str) -> tuple[str, VersionId] | None:

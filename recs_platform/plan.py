@@ -26,8 +26,12 @@ class Step:
     version: str
     reason: str
 
+    @property
+    def physical_name(self) -> str:
+        return physical_name(self.name, self.version)
+
     def __str__(self) -> str:
-        return f"{self.action} {self.name}__{self.version}: {self.reason}"
+        return f"{self.action} {self.physical_name}: {self.reason}"
 
 
 Tell = Callable[[Step, float | None, str], None]

@@ -32,10 +32,19 @@ def default_sql_dir() -> Path:
     return checkout if checkout.is_dir() else PACKAGE_DIR / "_sql"
 
 
+# up to the last @, since a password may hold a / or an @ that nobody escaped
+_PASSWORD = re.compile(r"(://[^:/@]*:)(.*)@")
+
+
 def masked(url: str) -> str:
     """The URL with its password replaced by `***`, fit for logs, plans and metadata."""
-    # up to the last @, since a password may hold a / or an @ that nobody escaped
-    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    return _PASSWORD.sub(r"\1***@", url)
+
+
+def passwords_of(url: str) -> set[str]:
+    """The password as the URL has it, and as it is meant; none where there is none."""
+    match = _PASSWORD.search(url)
+    return {match[2], unquote(match[2])} if match and match[2] else set()
 
 
 def _setting(variable: str, default: Any, help: str, *, secret: bool = False, endpoint: bool = False) -> Any:

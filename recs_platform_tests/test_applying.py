@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from recs_platform import applying
-from recs_platform.applying import Applier, locked, replaced_at
-from recs_platform.deployment import Deployment, Version, VersionId, physical_name
+from recs_platform.applying import Applier, locked, replacements
+from recs_platform.deployment import Deployment, Version, VersionId, physical_name, physical_names
 from recs_platform.engines.risingwave import CAPABILITIES
 from recs_platform.errors import EngineError
 from recs_platform.pipeline import Kind, Pipeline, Relation
@@ -56,7 +56,7 @@ class Cluster:
                     version,
                     is_live=self._is_live(version),
                     progress=self._progress_of(version.physical_name),
-                    replaced_at=replaced_at(self.redis, version),
+                    replaced_at=replacements(self.redis).get(version.physical_name),
                 )
                 for version in self.versions
             )
@@ -94,10 +94,8 @@ class Cluster:
         missing = {physical_name(u, targets[u]) for u in relation.upstreams} - known
         assert not missing, "an upstream is not there"
         assert physical_name(relation.name, version) not in known, "a name is taken"
-        names = {name: physical_name(name, id) for name, id in targets.items()}
-        self.versions.append(
-            Version(relation.name, version, relation.kind, definition=relation.statement.renamed(names))
-        )
+        definition = relation.statement.renamed(physical_names(targets))
+        self.versions.append(Version(relation.name, version, relation.kind, definition=definition))
         if relation.kind is Kind.VIEW:
             self.building[physical_name(relation.name, version)] = 2
         if relation.kind is Kind.SINK:

@@ -81,7 +81,7 @@ def sql(name: str | None, secrets: bool) -> None:
 
 
 class Watched:
-    """One bar a step that is under way, on a terminal; nothing in a pipe."""
+    """One bar a step that is under way on a terminal; in a pipe, how each ended."""
 
     def __init__(self) -> None:
         columns = (
@@ -101,7 +101,7 @@ class Watched:
         self._progress.stop()
 
     def tell(self, step: Step, done: float | None, words: str) -> None:
-        name = f"{step.action} {step.name}__{step.version}"
+        name = f"{step.action} {step.physical_name}"
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=None, words=words)
         total = None if done is None else 1.0
@@ -134,7 +134,7 @@ def show(plan: Plan, meaning: list[Change], console: Console) -> None:
         step for step in plan.of(Action.DROP) if step.name not in {c.name for c in meaning if c.what == "dropped"}
     ]
     if replaced:
-        tree.add(Text("removed afterwards: " + ", ".join(f"{s.name}__{s.version}" for s in replaced), "dim"))
+        tree.add(Text("removed afterwards: " + ", ".join(step.physical_name for step in replaced), "dim"))
     console.print(tree)
 
 

@@ -13,8 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, cast
 
 import psycopg
 import pyarrow as pa
@@ -22,7 +21,7 @@ import redis
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from recs_platform.applying import Applier, locked, replaced_at
+from recs_platform.applying import Applier, locked, replacements
 from recs_platform.capabilities import Capabilities
 from recs_platform.catalog import connected
 from recs_platform.deployment import (
@@ -31,6 +30,7 @@ from recs_platform.deployment import (
     VersionId,
     mentioned,
     physical_name,
+    physical_names,
     taken_apart,
     with_public_names,
 )
@@ -38,7 +38,7 @@ from recs_platform.errors import EngineError, EngineUnavailable, PipelineError, 
 from recs_platform.pipeline import Kind, Pipeline, Relation, render
 from recs_platform.plan import Plan, Tell, make_plan
 from recs_platform.serving import keys
-from recs_platform.settings import Settings, masked
+from recs_platform.settings import Settings, masked, passwords_of
 
 CAPABILITIES = Capabilities(
     name="risingwave",
@@ -101,13 +101,14 @@ class RisingWaveEngine:
 
     def _connect(self) -> psycopg.Connection[Any]:
         try:
-            return self._new_connection()
+            return psycopg.connect(
+                self.settings.risingwave_url,
+                autocommit=True,
+                connect_timeout=CONNECT_SECONDS,
+                prepare_threshold=None,
+            )
         except psycopg.Error as error:
             raise EngineUnavailable(f"RisingWave at {self._address} does not answer: {self._masked(error)}") from None
-
-    def _new_connection(self) -> psycopg.Connection[Any]:
-        url = self.settings.risingwave_url
-        return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS, prepare_threshold=None)
 
     # -- plan and apply -------------------------------------------------------------------------------------------
 
@@ -148,25 +149,31 @@ class RisingWaveEngine:
         the public view stands for it.
         """
         found = self._rows("SELECT id, name, relation_type, definition FROM rw_catalog.rw_relations ORDER BY id")
-        progress, live = self.progress(), self._published(found)
-        versions = []
-        for row in found:
-            parts = taken_apart(str(row["name"]))
-            if parts is None or row["relation_type"] not in _KINDS:
-                continue
-            version = Version(
+        progress, replaced, published = self.progress(), replacements(self._redis), self._published(found)
+        known = [
+            Version(
                 *parts,
                 kind=_KINDS[row["relation_type"]],
-                is_live=live.get(parts[0]) == parts[1],
                 progress=progress.get(str(row["name"])),
                 definition=self._masked(row["definition"]),
+                replaced_at=replaced.get(str(row["name"])),
             )
-            is_live = self._is_pointed_to(version) if version.kind == Kind.SINK else version.is_live
-            versions.append(replace(version, is_live=is_live, replaced_at=replaced_at(self._redis, version)))
-        read = {physical for version in versions if version.is_live for physical in version.reads}
+            for row in found
+            if row["relation_type"] in _KINDS and (parts := taken_apart(str(row["name"])))
+        ]
+        live = set(physical_names(published).values()) | self._pointed_to(known)
+        read = {physical for version in known if version.physical_name in live for physical in version.reads}
         return Deployment(
-            tuple(replace(v, is_live=v.physical_name in read) if v.is_connection else v for v in versions)
+            tuple(replace(v, is_live=v.physical_name in (read if v.is_connection else live)) for v in known)
         )
+
+    def _pointed_to(self, known: Iterable[Version]) -> set[str]:
+        """The physical names of the sinks that the pointers in Redis name."""
+        sinks = [version for version in known if version.redis_name]
+        pointers = self._redis.mget([keys.pointer(str(sink.redis_name)) for sink in sinks]) if sinks else []
+        return {
+            sink.physical_name for sink, id in zip(sinks, cast(list[str], pointers), strict=True) if id == str(sink.id)
+        }
 
     @staticmethod
     def _published(found: Sequence[Mapping[str, Any]]) -> dict[str, VersionId]:
@@ -179,9 +186,6 @@ class RisingWaveEngine:
                     if version is not None and name == row["name"]:
                         published[name] = version
         return published
-
-    def _is_pointed_to(self, sink: Version) -> bool:
-        return self._redis.get(keys.pointer(sink.redis_name or "")) == str(sink.id)
 
     def status(self) -> dict[str, Any]:
         """`relations` (name, kind, fingerprint) that are live, `building` (physical name → how far), no `problems`.
@@ -211,8 +215,7 @@ class RisingWaveEngine:
 
     def sink_keys(self, sink: Relation, targets: Mapping[str, VersionId]) -> pa.Table:
         """The keys a sink's query gives now: the column `key`."""
-        names = {name: physical_name(name, id) for name, id in targets.items()}
-        query = render(sink.statement.query_renamed(names), {"version": str(targets[sink.name])})
+        query = render(sink.statement.query_renamed(physical_names(targets)), {"version": str(targets[sink.name])})
         return self.query(f"SELECT key FROM ({query}) AS documents")
 
     def failure(self, physical: str) -> str:
@@ -312,13 +315,12 @@ class RisingWaveEngine:
 def statement(relation: Relation, targets: Mapping[str, VersionId], settings: Settings) -> str:
     """The file's statement for one version of everything it names. Holds secrets."""
     version = targets[relation.name]
-    names = {name: physical_name(name, id) for name, id in targets.items()}
     variables = settings.sql_variables() | {
         "version": str(version),
         # two versions of a source stand side by side for a while, and one slot has one reader
         "replication_slot": slot_name(settings.replication_slot, version),
     }
-    return render(relation.statement.renamed(names), variables).rstrip().rstrip(";")
+    return render(relation.statement.renamed(physical_names(targets)), variables).rstrip().rstrip(";")
 
 
 def risingwave_version(text: str) -> tuple[int, int]:
@@ -410,12 +412,6 @@ def removal(version: Version) -> str:
     return f"DROP {what} IF EXISTS {version.physical_name}"
 
 
-def shown_statement(relation: Relation, targets: Mapping[str, VersionId], settings: Settings) -> str:
-    """What would be sent, secrets masked."""
-    settings = settings.seen_by_risingwave()
-    return without_secrets(statement(relation, targets, settings), secrets_of(settings))
-
-
 def without_secrets(text: str, secrets: Sequence[str]) -> str:
     """The text with every option that sounds like a secret, every password of a URL, and every known one as `***`."""
     text = _URL_PASSWORD.sub(r"\1***", _SECRET_OPTION.sub(r"\1'***'", text))
@@ -429,13 +425,7 @@ def secrets_of(settings: Settings) -> list[str]:
     """Every password that a statement or a message may hold, the longest first."""
     urls = [settings.postgres_url, settings.redis_url, settings.risingwave_url]
     urls += [settings.risingwave_postgres_url, settings.risingwave_redis_url]
-    found = {form for url in urls if (written := _password(url)) for form in (written, unquote(written))}
-    return sorted(found, key=len, reverse=True)
-
-
-def _password(url: str) -> str:
-    match = re.search(r"://[^:/@]*:(.*)@", url)
-    return match[1] if match else ""
+    return sorted(set[str]().union(*map(passwords_of, urls)), key=len, reverse=True)
 
 
 def _plain(value: object) -> object:

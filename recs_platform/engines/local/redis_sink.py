@@ -7,14 +7,13 @@ twice is the same key. A Redis that lost its memory (another server, or the poin
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import redis
 
 from recs_platform.engines.local.database import Database
 from recs_platform.pipeline import Relation
-from recs_platform.serving import keys
+from recs_platform.serving import keys, versions
 from recs_platform.settings import masked
 
 _CHUNK = 1_000
@@ -95,8 +94,8 @@ class RedisSink:
         """Removes keys under the prefix that no row stands for; a key that is missing is an error to be retried."""
         rows = self._database.connection.execute(f'SELECT key FROM "{sink.physical_name}"').fetchall()
         wanted = {key for (key,) in rows}
-        found = set(self._scan(sink.redis_name, sink.fingerprint))
-        self._unlink(sorted(found - wanted))
+        found = set(versions.document_keys(self._redis, sink.redis_name, sink.fingerprint))
+        versions.unlink_all(self._redis, sorted(found - wanted))
         if missing := wanted - found:
             self._database.mark_all_dirty(sink)
             raise redis.RedisError(f"{len(missing)} keys of {sink.redis_name} are missing after they were written")
@@ -139,14 +138,5 @@ class RedisSink:
                 self._remove(name, version)
 
     def _remove(self, name: str, version: str) -> None:
-        self._unlink(self._scan(name, version))
-        self._redis.unlink(keys.marker(name, version))
+        versions.remove(self._redis, name, version)
         self._database.connection.execute("DELETE FROM recs.prefixes WHERE name = ? AND version = ?", [name, version])
-
-    def _scan(self, name: str, version: str) -> Iterator[str]:
-        return iter(self._redis.scan_iter(match=keys.prefix(name, version) + "*", count=_CHUNK))
-
-    def _unlink(self, found: Sequence[str] | Iterator[str]) -> None:
-        remaining = iter(found)
-        while chunk := list(islice(remaining, _CHUNK)):
-            self._redis.unlink(*chunk)
