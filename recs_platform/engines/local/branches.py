@@ -119,6 +119,16 @@ def split(refreshers: Iterable[Refresher]) -> tuple[list[Refresher], list[list[R
     return first, list(parts.values())
 
 
+def refresh_all(refreshers: Iterable[Refresher], tick: Tick) -> dict[str, float]:
+    """Refreshes in order; returns the seconds that each took, by public name."""
+    spent = {}
+    for refresher in refreshers:
+        began = time.perf_counter()
+        refresher.refresh(tick)
+        spent[refresher.relation.name] = time.perf_counter() - began
+    return spent
+
+
 class Branches:
     """Two threads with a connection each. `finish` is called in each one's transaction before it ends."""
 
@@ -130,7 +140,6 @@ class Branches:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="branch")
         self._cost: dict[str, float] = {}
         self._is_behind = True  # parts of the last tick may be left over
-        self._is_kept = True  # the file may hold what they need
 
     def close(self) -> None:
         self._thread.shutdown()
@@ -141,18 +150,16 @@ class Branches:
         """Within the first step: what the parts need, should they not come to an end. One without parts leaves nothing over."""
         if handed:
             handed.keep(main)
-        elif self._is_kept:
+        else:
             main.execute("DELETE FROM recs.handed")
 
     def commit(self, is_changed: bool, handed: Handed | None, parts: Sequence[Part], main: Connection) -> list[Done]:
         """Ends the first step, and refreshes the parts, if it hands anything on; nobody looks in between."""
         if handed is None:
             main.execute("COMMIT" if is_changed else "ROLLBACK")
-            self._is_kept = self._is_kept and not is_changed
             return []
         with self.whole:
             main.execute("COMMIT")
-            self._is_kept = True
             return self._run(parts, handed)
 
     def catch_up(self, parts: Sequence[Part], main: Connection) -> None:
@@ -202,10 +209,7 @@ class Branches:
         tick = Tick(connection, self._storage, handed.has_moved, dict(handed.changed))
         connection.execute("BEGIN")
         try:
-            for refresher in refreshers:
-                began = time.perf_counter()
-                refresher.refresh(tick)
-                done.spent[refresher.relation.name] = time.perf_counter() - began
+            done.spent = refresh_all(refreshers, tick)
             self._finish(connection, tick, refreshers)
             marks = ", ".join(f"('{refresher.table}')" for refresher in refreshers)
             connection.execute(f"INSERT INTO recs.done VALUES {marks}")

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from recs_platform.deployment import Deployment
 from recs_platform.engines import transpile
-from recs_platform.engines.local.branches import STATE, Branches, Handed, Part, split
+from recs_platform.engines.local.branches import STATE, Branches, Handed, Part, refresh_all, split
 from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.engines.local.cdc import TableChanges
 from recs_platform.engines.local.connection import Connection
@@ -126,9 +126,8 @@ class Database:
             cursor.execute("SET TimeZone = 'UTC'")
             with self._branches.whole:
                 cursor.execute("BEGIN TRANSACTION READ ONLY")
-                cursor.execute(
-                    "SELECT 1 FROM recs.facts LIMIT 1"
-                ).fetchall()  # a transaction sees what is there at its first look
+                # a transaction sees what is there at its first look
+                cursor.execute("SELECT 1 FROM recs.facts LIMIT 1").fetchall()
             try:
                 yield cursor
             finally:
@@ -171,7 +170,7 @@ class Database:
         self._branches.catch_up(self._split[1] if self.refreshers else self._parts_in_file(refreshers), self.connection)
         self._tune(is_small=False)
         with self.transaction() as connection:
-            set_time(self.connection, self._then, self._then)  # all views are of one time, new ones too
+            set_time(connection, self._then, self._then)  # all views are of one time, new ones too
             for step in plan.of(Action.CREATE):
                 self._create(pipeline[step.name], pipeline, {r.relation.name: r for r in refreshers}, now)
             for step in plan.of(Action.DROP):
@@ -204,8 +203,10 @@ class Database:
     def _keep_texts(self, pipeline: Pipeline) -> None:
         """The files as they are deployed, so that a plan can say what differs."""
         self.connection.execute("DELETE FROM recs.texts")
-        for relation in pipeline:
-            self.connection.execute("INSERT INTO recs.texts VALUES (?, ?)", [relation.name, relation.text])
+        if pipeline.relations:
+            marks = ", ".join("(?, ?)" for _ in pipeline)
+            texts = chain(*((relation.name, relation.text) for relation in pipeline))
+            self.connection.execute(f"INSERT INTO recs.texts VALUES {marks}", list(texts))
 
     def _settle_kinds(self, refreshers: Iterable[Refresher]) -> None:
         """A file of another release may hold rows of what this one merely derives."""
@@ -283,7 +284,8 @@ class Database:
             if was_dirty:
                 self.connection.execute("DELETE FROM recs.dirty")
             self._take_in(taken, tick)
-            spent = self._refresh(tick, first)
+            spent = refresh_all(first, tick)
+            self._note_sinks(self.connection, tick, first)
             handed = Handed.of(tick, then, now, parts) if parts else None
             self._note(now, taken, tick)
             self._branches.keep(handed, self.connection)
@@ -309,18 +311,13 @@ class Database:
         is_large = messages >= MANY or changes >= MANY or any(c.truncated for c in taken.changes.values())
         return (self.refreshers, []) if is_large or len(self._split[1]) < 2 else self._split
 
-    def _note_sinks(self, connection: Connection, tick: Tick, part: Part) -> None:
-        sinks = [refresher.table for refresher in part if refresher.relation.kind is Kind.SINK]
-        self._note_dirty(connection, [sink for sink in sinks if sink in tick.changed])
-
-    def _refresh(self, tick: Tick, refreshers: Iterable[Refresher]) -> dict[str, float]:
-        """Brings views up to date; returns the seconds that each took."""
-        spent = {}
-        for refresher in refreshers:
-            began = time.perf_counter()
-            refresher.refresh(tick)
-            spent[refresher.relation.name] = time.perf_counter() - began
-        return spent
+    @staticmethod
+    def _note_sinks(connection: Connection, tick: Tick, refreshed: Part) -> None:
+        """What Redis must get of the sinks among them."""
+        sinks = [r.table for r in refreshed if r.relation.kind is Kind.SINK and r.table in tick.changed]
+        if sinks:
+            keys = " UNION ".join(f"SELECT '{sink}', key FROM {delta_table(sink)}" for sink in sinks)
+            connection.execute(f"INSERT INTO recs.dirty {keys}")
 
     def _tune(self, is_small: bool) -> None:
         """A small tick is planned rather than worked: a second thread and what only large joins need cost it a fifth."""
@@ -399,7 +396,6 @@ class Database:
             self.connection.unregister(name)
 
     def _note(self, now: datetime, taken: TickInput, tick: Tick) -> None:
-        self._note_dirty(self.connection, [s.physical_name for s in self.sinks() if s.physical_name in tick.changed])
         self._changed |= tick.changed.keys()
         if taken.positions:
             rows = [(p.topic, p.partition, p.offset, p.incarnation) for p in taken.positions]
@@ -418,12 +414,6 @@ class Database:
             [now, *sorted(self._changed)],
         )
         self._changed.clear()
-
-    @staticmethod
-    def _note_dirty(connection: Connection, sinks: list[str]) -> None:
-        if sinks:
-            keys = " UNION ".join(f"SELECT '{sink}', key FROM {delta_table(sink)}" for sink in sinks)
-            connection.execute(f"INSERT INTO recs.dirty {keys}")
 
     # -- what others ask ------------------------------------------------------------------------------------------
 
