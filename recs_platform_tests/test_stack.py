@@ -353,6 +353,13 @@ def test_the_parts_of_a_whole_stack_in_the_order_of_starting(tmp_path: Path) -> 
     assert Settings.load(engine.environment) == settings
 
 
+def test_an_engine_of_yours_is_not_started_and_has_no_address_here(tmp_path: Path) -> None:
+    settings, found = services(Settings(state_dir=tmp_path, engine="risingwave"), PARTS, {})
+    assert "engine" not in {service.name for service in found}
+    assert not settings.engine_url
+    assert all("engine" not in service.needs for service in found)
+
+
 def test_a_rate_of_0_means_no_simulated_shoppers(tmp_path: Path) -> None:
     _, found = services(Settings(state_dir=tmp_path, simulate_rate=0), PARTS, {})
     assert "simulator" not in [service.name for service in found]

@@ -47,6 +47,8 @@ def services(
     `ports` are those the parts had before; a part in `adopted` still runs and keeps its own. Raises `StackError`
     naming the variable when a wanted port is taken.
     """
+    if settings.engine != "local":  # it is yours, and runs elsewhere
+        names = [name for name in names if name != "engine"]
     yours = _yours(settings)
     planned = _ports(settings, [name for name in names if name in PORTS and name not in yours], ports, adopted)
     servers = [yours.get(name) or _server(settings, name, planned[name]) for name in SERVERS if name in names]
@@ -55,9 +57,6 @@ def services(
     found = [*(_with_ready(server, settings) for server in servers), *(p for p in programs if p.name in names)]
     if settings.simulate_rate <= 0:
         found = [service for service in found if service.name != "simulator"]
-    if settings.engine != "local":
-        found = [service for service in found if service.name != "engine"]
-        names = [name for name in names if name != "engine"]
     return settings, [replace(s, needs=tuple(need for need in s.needs if need in names)) for s in found]
 
 
