@@ -23,6 +23,7 @@ from recs_platform.events import TOPICS, USER_ACTIVITY, Event, EventProducer
 from recs_platform.settings import Settings
 from recs_platform.shop import CatalogChange, Change, catalog, customers
 from recs_platform.shoppers import Simulator, history
+from recs_platform.signals import stopping_on
 from recs_platform.topics import ensure_topics
 
 __all__ = ["Progress", "Simulator", "catalog", "customers", "history", "prefill", "simulate"]
@@ -249,9 +250,7 @@ def _is_empty(servers: str, topic: str) -> bool:
 
 def main() -> None:
     """Runs until SIGTERM or SIGINT, with the settings of the stack; a line a minute goes to standard output."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stopping_on(signal.SIGTERM, signal.SIGINT)
     settings = Settings.load()
     try:
         if not _await_products(settings, stop):

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from recs_platform.errors import RecsError
 from recs_platform.settings import Settings
+from recs_platform.signals import stopping_on
 from recs_platform.stack import control
 from recs_platform.stack.parts import PARTS
 from recs_platform.stack.process import marked
@@ -162,10 +163,7 @@ def _stop(state_dir: Path) -> bool:
 
 def _stop_on_signals() -> threading.Event:
     """Set by ctrl-C, by SIGTERM and by the terminal going away; a second ctrl-C does not cut the stopping short."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
+    return stopping_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 
 from recs_platform.errors import RecsError
 from recs_platform.settings import ENDPOINTS_FILE, Settings, save_endpoints
+from recs_platform.signals import stopping_on
 from recs_platform.stack.part import Part
 from recs_platform.stack.parts import PARTS, chosen, services
 from recs_platform.stack.process import SUPERVISOR, main_process, marked, stop_everything, sweep
@@ -81,8 +82,7 @@ def main(arguments: list[str]) -> int:
     """Runs until SIGTERM; 1 when the stack cannot be started, with the reason in `stack.json`."""
     state_dir = Settings.load().state_dir
     (state_dir / LOG_DIR).mkdir(parents=True, exist_ok=True)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop = stopping_on(signal.SIGTERM)
     with supervising(state_dir) as mine:
         if not mine:
             print(f"another supervisor looks after {state_dir}")

@@ -13,6 +13,7 @@ from recs_platform.engines.local.engine import Engine
 from recs_platform.engines.local.server import EngineServer
 from recs_platform.errors import RecsError
 from recs_platform.settings import Settings
+from recs_platform.signals import stopping_on
 
 log = logging.getLogger("recs.engine")
 
@@ -21,11 +22,8 @@ def main() -> int:
     """Runs until SIGTERM or SIGINT. Exit code 1 with one line on stderr for a pipeline or setting that is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = Settings.load()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     try:
-        run(settings, stop)
+        run(settings, stopping_on(signal.SIGTERM, signal.SIGINT))
     except RecsError as error:
         log.error("%s", error)
         return 1
