@@ -10,15 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import sqlglot
-from sqlglot import exp
 from sqlglot.errors import SqlglotError
-from sqlglot.optimizer.scope import traverse_scope
 
 from recs_platform.capabilities import Capabilities
 from recs_platform.columns import DIALECT
 from recs_platform.lineage import outside_key
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, Step
+from recs_platform.readers import downstream, readers_of
 from recs_platform.serving import keys
 
 
@@ -45,15 +44,6 @@ def changes(plan: Plan, before: Pipeline, after: Pipeline, capabilities: Capabil
     """One for each relation that is created or rebuilt, upstreams first, then those that no file defines any more."""
     built = [_built(step, plan, before, after, capabilities) for step in plan.of(Action.CREATE)]
     return [*built, *(_dropped(step, before) for step in plan.of(Action.DROP) if step.name not in after.relations)]
-
-
-def downstream(pipeline: Pipeline, name: str) -> list[Relation]:
-    """Everything that reads a relation, directly or not, nearest first."""
-    found = {name}
-    for relation in pipeline:
-        if not found.isdisjoint(relation.upstreams):
-            found.add(relation.name)
-    return [relation for relation in pipeline if relation.name in found and relation.name != name]
 
 
 def _built(step: Step, plan: Plan, before: Pipeline, after: Pipeline, capabilities: Capabilities) -> Change:
@@ -135,21 +125,6 @@ def _breaks(
             yield f"{name} is gone; read by the serving library in {keys.pointer(relation.redis_name)}"
         elif name in retyped:
             yield f"{name} becomes {types[name]}; read by the serving library in {keys.pointer(relation.redis_name)}"
-
-
-def readers_of(pipeline: Pipeline, name: str, column: str) -> list[str]:
-    """The relations whose query reads a column of another, in whatever clause."""
-    return [r.name for r in pipeline if name in r.upstreams and column in columns_read(r).get(name, ())]
-
-
-def columns_read(relation: Relation) -> dict[str, set[str]]:
-    """Upstream → the columns of it that the relation's query reads."""
-    found: dict[str, set[str]] = {}
-    for scope in traverse_scope(relation.query) if relation.query is not None else ():
-        for alias, source in scope.sources.items():
-            if isinstance(source, exp.Table):
-                found.setdefault(source.name, set()).update(c.name for c in scope.source_columns(alias))
-    return found
 
 
 # -- the difference ---------------------------------------------------------------------------------------------------

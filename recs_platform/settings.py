@@ -32,6 +32,8 @@ def default_sql_dir() -> Path:
     return checkout if checkout.is_dir() else PACKAGE_DIR / "_sql"
 
 
+_SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
 # up to the last @, since a password may hold a / or an @ that nobody escaped
 _PASSWORD = re.compile(r"(://[^:/@]*:)(.*)@")
 
@@ -101,6 +103,11 @@ class Settings:
     barrier_interval_ms: int = _setting("RECS_BARRIER_INTERVAL_MS", 250, "how often a RisingWave makes changes visible")
     grace_seconds: float = _setting(
         "RECS_GRACE_SECONDS", 600.0, "how long a RisingWave keeps what was replaced, for `recs rollback`"
+    )
+    follow_breaking_changes: bool = _setting(
+        "RECS_FOLLOW_BREAKING_CHANGES",
+        False,
+        "whether Dagster deploys by itself what breaks a reader, and the engine goes on with NULL for a column that is gone",
     )
     engine_url: str = _setting(
         "RECS_ENGINE_URL", "", "where the engine answers queries, grpc://127.0.0.1:port", endpoint=True
@@ -207,6 +214,10 @@ def _endpoints(state_dir: Path) -> dict[str, str]:
 
 def _parsed(setting: Any, text: str) -> Any:
     variable, default = setting.metadata["variable"], setting.default
+    if isinstance(default, bool):
+        if text.lower() not in _SWITCH:
+            raise SettingsError(f"{variable}={text!r}: true or false is wanted ({setting.metadata['help']})")
+        return _SWITCH[text.lower()]
     try:
         if isinstance(default, (int, float)):
             return type(default)(text)

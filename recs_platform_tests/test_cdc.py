@@ -276,15 +276,75 @@ def test_a_new_column_is_announced_and_does_not_disturb(followed: Shop) -> None:
     assert followed.copies == followed.stored()
 
 
-def test_a_dropped_column_is_announced_and_null(followed: Shop) -> None:
-    followed.run("ALTER TABLE product_catalog DROP COLUMN price", "UPDATE product_catalog SET name = 'x'")
-    batch = followed.poll()
+def test_a_dropped_column_that_nothing_reads_is_null(shop: Shop) -> None:
+    needed = frozenset({"product_id", "name"})
+    feed = CatalogFeed(shop.url, "recs", shop.slot, [replace(PRODUCTS, needed=needed)])
+    feed.prepare()
+    shop.run("ALTER TABLE product_catalog DROP COLUMN price", "UPDATE product_catalog SET name = 'x'")
+    batch = feed.poll(100, 0)
     assert "price" not in batch.columns["products"]
-    assert {row[2] for row in followed.copies["products"].values()} == {None}
-    with pytest.raises(
-        SourceError, match=r"product_catalog has no column price, which products reads; it has product_id"
-    ):
-        followed.feed.prepare()
+    assert {row[1:3] for row in _tuples(batch.changes["products"].upserts)} == {("x", None)}
+    assert not feed.prepare()
+    pieces = [row for piece in feed.snapshot(feed.tables[0]) for row in _tuples(piece)]
+    assert {row[2] for row in pieces} == {None}
+    feed.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "undone", "message"),
+    [
+        ("DROP COLUMN price", "ADD COLUMN price numeric", "has no column price, which products reads; it has product_id"),
+        ("RENAME COLUMN price TO cost", "RENAME COLUMN cost TO price", "reads; price is called cost now; the catalog stands"),
+        ("ALTER COLUMN price TYPE text", "ALTER COLUMN price TYPE numeric USING price::numeric", "has price text, which"),
+    ],
+)  # fmt: skip
+def test_the_feed_stands_still_while_a_column_is_not_as_it_is_wanted(
+    shop: Shop, change: str, undone: str, message: str
+) -> None:
+    types = ("VARCHAR", "VARCHAR", "DOUBLE PRECISION", "VARCHAR", "BOOLEAN")
+    shop.feed = CatalogFeed(shop.url, "recs", shop.slot, [replace(PRODUCTS, types=types), VISITS])
+    shop.feed.prepare()
+    shop.read_snapshots()
+    shop.run(f"ALTER TABLE product_catalog {change}", "UPDATE product_catalog SET name = 'x'")
+    for _ in range(2):
+        with pytest.raises(SourceError, match=message):
+            shop.poll()
+        with pytest.raises(SourceError, match=message):
+            shop.feed.prepare()
+    shop.run(f"ALTER TABLE product_catalog {undone}", "UPDATE product_catalog SET in_stock = NOT in_stock")
+    assert not shop.feed.prepare()
+    shop.poll()
+    assert shop.copies == shop.stored()
+    assert {row[1] for row in shop.copies["products"].values()} == {"x"}
+
+
+def test_a_key_that_was_called_something_else_meanwhile_is_read_anew(followed: Shop) -> None:
+    followed.run(
+        "ALTER TABLE product_catalog RENAME COLUMN product_id TO id", "DELETE FROM product_catalog WHERE id = 'p1'"
+    )
+    with pytest.raises(SourceError, match="product_id is called id now"):
+        followed.poll()
+    followed.run("ALTER TABLE product_catalog RENAME COLUMN id TO product_id")
+    assert not followed.feed.prepare()
+    with pytest.raises(SourceError, match="the key product_id of public.product_catalog had changed: it is read anew"):
+        followed.poll()
+    assert followed.feed.prepare()
+    followed.read_snapshots()
+    followed.after = 0
+    followed.poll()
+    assert followed.copies == followed.stored()
+
+
+def test_a_type_that_holds_as_much_goes_on(shop: Shop) -> None:
+    types = ("VARCHAR", "VARCHAR", "DOUBLE PRECISION", "VARCHAR", "BOOLEAN")
+    shop.feed = CatalogFeed(shop.url, "recs", shop.slot, [replace(PRODUCTS, types=types), VISITS])
+    shop.feed.prepare()
+    shop.read_snapshots()
+    shop.run(
+        "ALTER TABLE product_catalog ALTER COLUMN price TYPE double precision", "UPDATE product_catalog SET price = 3"
+    )
+    shop.poll()
+    assert {row[2] for row in shop.copies["products"].values()} == {"3"}
 
 
 def test_two_relations_can_read_one_table(shop: Shop) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recs_platform.capabilities import Capabilities
-from recs_platform.changes import Change, changes, columns_read, diff_of
+from recs_platform.changes import Change, changes, diff_of
 from recs_platform.deployment import Deployment
 from recs_platform.engines.local.capabilities import CAPABILITIES as LOCAL
 from recs_platform.engines.risingwave import CAPABILITIES as RISINGWAVE
@@ -98,14 +98,6 @@ def test_a_sink_that_is_served_and_has_no_file_any_more(standing: Pipeline, tmp_
     after = Pipeline.load(tmp_path)
     change = found(standing, after)["also_bought_sink"]
     assert (change.what, change.breaks) == ("dropped", ("the serving library reads recs:also_bought",))
-
-
-def test_columns_are_read_in_any_clause(standing: Pipeline) -> None:
-    assert columns_read(standing["category_candidates"]) == {
-        "product_catalog": {"category", "product_id", "in_stock"},
-        "product_popularity": {"product_id", "view_count"},
-    }
-    assert "event_time" in columns_read(standing["recent_views"])["user_activity"], "a filter reads, too"
 
 
 def test_the_served_fields_are_those_the_sinks_have(standing: Pipeline) -> None:

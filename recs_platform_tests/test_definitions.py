@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psycopg
 import pytest
 
+from recs_platform.catalog import ensure_catalog
 from recs_platform.definitions import defs
-from recs_platform.defs import stream
+from recs_platform.defs import catalog, stream
 from recs_platform.defs.observe import observer
 from recs_platform.defs.resources import Platform
 from recs_platform.engines.local.client import LocalEngine
@@ -238,6 +240,105 @@ def test_the_password_is_not_in_what_a_tick_says(monkeypatch: pytest.MonkeyPatch
     _, result = tick()
     assert "postgresql://shop:***@127.0.0.1" in result.skip_reason.skip_message
     assert "hunter2" not in result.skip_reason.skip_message
+
+
+# -- the catalog's columns ---------------------------------------------------------------------------------------------
+
+
+def look(cursor: str | None = None) -> dg.SensorResult:
+    """One tick of `schema_change`."""
+    with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:
+        result = catalog.watcher(Pipeline.load(Settings.load().sql_dir))(context)
+    assert isinstance(result, dg.SensorResult)
+    return result
+
+
+def judged(result: dg.SensorResult) -> dict[str, bool]:
+    """Asset → whether its columns are as they are read."""
+    evaluations = [event for event in result.asset_events if isinstance(event, dg.AssetCheckEvaluation)]
+    return {e.asset_key.to_user_string(): e.passed for e in evaluations}
+
+
+def rebuilt(result: dg.SensorResult) -> list[str]:
+    return [key.to_user_string() for request in result.run_requests for key in request.asset_selection or ()]
+
+
+@pytest.fixture
+def tables(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection[Any]]:
+    """The catalog in PostgreSQL, without an engine."""
+    ensure_catalog(postgres_url)
+    monkeypatch.setenv("RECS_POSTGRES_URL", postgres_url)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        yield connection
+
+
+def test_a_breaking_change_fails_the_check_and_names_what_feels_it(tables: psycopg.Connection[Any]) -> None:
+    before = look()
+    assert judged(before) == {"customers": True, "product_catalog": True}
+    assert not look(before.cursor).asset_events, "nothing is news"
+
+    tables.execute("ALTER TABLE product_catalog RENAME COLUMN price TO cost")
+    after = look(before.cursor)
+    assert judged(after) == {"customers": True, "product_catalog": False}
+    [broken] = [e for e in after.asset_events if isinstance(e, dg.AssetCheckEvaluation) and not e.passed]
+    said = str(broken.metadata["what"].value)
+    assert said == (
+        "- column price of public.product_catalog is called cost now; read by products_sink, felt by products_sink, "
+        "recs:products:*"
+    )
+    assert "RECS_FOLLOW_BREAKING_CHANGES" in str(broken.metadata["next"].value)
+    assert not after.run_requests
+
+    tables.execute("ALTER TABLE product_catalog RENAME COLUMN cost TO price")
+    undone = look(after.cursor)
+    assert judged(undone) == {"customers": True, "product_catalog": True}
+    assert rebuilt(undone) == ["product_catalog", "products_sink"], "what went on with NULL is built anew"
+    assert not look(undone.cursor).run_requests, "one change starts one run"
+
+
+def test_a_breaking_change_is_followed_when_settings_say_so(
+    tables: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECS_FOLLOW_BREAKING_CHANGES", "true")
+    before = look()
+    tables.execute("ALTER TABLE product_catalog DROP COLUMN price")
+    assert rebuilt(look(before.cursor)) == ["product_catalog", "products_sink"]
+
+
+@pytest.mark.parametrize(
+    ("change", "anew"),
+    [
+        ("ADD COLUMN brand text", []),
+        ("DROP COLUMN description", []),
+        ("ALTER COLUMN price TYPE real", ["product_catalog", "products_sink"]),
+    ],
+)
+def test_a_change_that_breaks_nothing(tables: psycopg.Connection[Any], change: str, anew: list[str]) -> None:
+    before = look()
+    tables.execute(f"ALTER TABLE product_catalog {change}".encode())
+    after = look(before.cursor)
+    assert all(judged(after).values())
+    assert rebuilt(after) == anew
+
+
+def test_the_check_can_be_run_by_hand(tables: psycopg.Connection[Any]) -> None:
+    tables.execute("ALTER TABLE customers DROP COLUMN country")
+    check = catalog.checks(Pipeline.load(Settings.load().sql_dir))
+    result = dg.materialize([check], resources={"platform": Platform()}, selection=dg.AssetSelection.all_asset_checks())
+    found = {e.asset_key.to_user_string(): e.passed for e in result.get_asset_check_evaluations()}
+    assert found == {"customers": False, "product_catalog": True}
+
+
+def test_a_run_nobody_asked_for_does_not_break_readers(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = shop.settings.sql_dir / "products_sink.sql"
+    sink.write_text(sink.read_text().replace("price, image_url", "price AS cost, image_url"))
+    pipeline = Pipeline.load(shop.settings.sql_dir)
+    with pytest.raises(dg.Failure, match="nobody has asked for this run") as refused:
+        stream.deploy(Platform(), pipeline, (), is_attended=False)
+    assert "price is gone; read by the serving library" in str(refused.value.metadata["breaks"].value)
+    monkeypatch.setenv("RECS_FOLLOW_BREAKING_CHANGES", "true")
+    plan, _ = stream.deploy(Platform(), pipeline, (), is_attended=False)
+    assert plan.creates == {"products_sink"}
 
 
 # -- what is worth writing down ---------------------------------------------------------------------------------------

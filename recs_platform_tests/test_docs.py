@@ -212,6 +212,8 @@ def _default(setting: object) -> str:
     if (factory := getattr(setting, "default_factory", MISSING)) is not MISSING:
         return f"`{Path(factory()).relative_to(ROOT)}` of the checkout"
     default = getattr(setting, "default", "")
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
     return f"`{default:g}`" if isinstance(default, float) else f"`{default}`" if default != "" else ""
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import click
 from rich.console import Console
@@ -16,8 +19,11 @@ from rich.tree import Tree
 from recs_platform.changes import Change, changes
 from recs_platform.commands.reporting import reported
 from recs_platform.engines import connect
+from recs_platform.engines.base import StreamEngine
+from recs_platform.errors import EngineError, RecsError
 from recs_platform.pipeline import Pipeline, Relation, render
 from recs_platform.plan import Action, Plan, Step
+from recs_platform.schema import Drift, What, copies, drifts, read_columns
 from recs_platform.settings import Settings
 
 NOTHING = "Nothing to do: what is deployed is what sql/ says."
@@ -31,30 +37,82 @@ REBUILD = click.option(
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--check", is_flag=True, help="Exit code 2 when there is something to do, 3 when that breaks a reader.")
 def plan(rebuild: tuple[str, ...], as_json: bool, check: bool) -> None:
-    """What `recs apply` would do, why, what it costs and what it breaks."""
+    """What `recs apply` would do, why, what it costs and what it breaks; and how the catalog differs."""
     with reported(), connect() as engine:
-        made = engine.plan(rebuild)
-        meaning = changes(made, engine.deployed_pipeline(), Pipeline.load(Settings.load().sql_dir), engine.capabilities)
+        found = Findings.of(engine, rebuild)
     if as_json:
-        click.echo(
-            json.dumps({"steps": [asdict(s) for s in made.steps], "changes": [asdict(c) for c in meaning]}, indent=2)
-        )
+        click.echo(json.dumps(found.as_json(), indent=2))
     else:
-        show(made, meaning, Console())
-    if check and made:
-        raise SystemExit(3 if any(change.breaks for change in meaning) else 2)
+        show(found.plan, found.changes, Console())
+        show_catalog(found.drifts, found.unseen, Console())
+    if check and (found.plan or found.breaks):
+        raise SystemExit(3 if found.breaks else 2)
 
 
 @click.command()
 @REBUILD
-def apply(rebuild: tuple[str, ...]) -> None:
+@click.option("--dry-run", is_flag=True, help="Show the plan and do nothing: the same as `recs plan`.")
+@click.option("--yes", is_flag=True, help="Do it without asking, also when it breaks a reader.")
+def apply(rebuild: tuple[str, ...], dry_run: bool, yes: bool) -> None:
     """Make what is deployed what the files of sql/ say.
 
-    Only what changed, and what reads it, is built anew; readers go over when the new version is complete.
+    Only what changed, and what reads it, is built anew; readers go over when the new version is complete. What breaks a
+    reader is asked about first.
     """
-    with reported(), connect() as engine, Watched() as watched:
-        done = engine.apply(rebuild, watched.tell)
+    with reported(), connect() as engine:
+        if dry_run or not yes:
+            found = Findings.of(engine, rebuild)
+            if dry_run:
+                show(found.plan, found.changes, Console())
+                return
+            _agree(found)
+        with Watched() as watched:
+            done = engine.apply(rebuild, watched.tell)
     _show(done, NOTHING)
+
+
+def _agree(found: Findings) -> None:
+    """Asks about what breaks a reader; where nobody can be asked, the answer is no."""
+    broken = [f"{change.name}: {what}" for change in found.changes for what in change.breaks]
+    if not broken:
+        return
+    words = "This breaks what reads it:\n" + "\n".join(f"  {line}" for line in broken)
+    if not sys.stdin.isatty():
+        raise EngineError(f"{words}\nNothing is done; --yes does it all the same")
+    click.confirm(f"{words}\nDo it all the same?", abort=True)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A plan, what it means, and how the catalog differs from what `sql/` reads; `unseen`: why that is not known."""
+
+    plan: Plan
+    changes: list[Change]
+    drifts: list[Drift]
+    unseen: str = ""
+
+    @classmethod
+    def of(cls, engine: StreamEngine, rebuild: Iterable[str]) -> Findings:
+        settings = Settings.load()
+        wanted = Pipeline.load(settings.sql_dir)
+        made = engine.plan(rebuild)
+        meaning = changes(made, engine.deployed_pipeline(), wanted, engine.capabilities)
+        try:
+            tables = {copy.options["table"] for copy in copies(wanted)}
+            return cls(made, meaning, drifts(wanted, read_columns(settings.require("postgres_url"), tables)))
+        except RecsError as error:
+            return cls(made, meaning, [], str(error))
+
+    @property
+    def breaks(self) -> bool:
+        return any(change.breaks for change in self.changes) or any(drift.breaks for drift in self.drifts)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "steps": [asdict(step) for step in self.plan.steps],
+            "changes": [asdict(change) for change in self.changes],
+            "catalog": [{**asdict(drift), "breaks": drift.breaks} for drift in self.drifts],
+        }
 
 
 @click.command()
@@ -136,6 +194,19 @@ def show(plan: Plan, meaning: list[Change], console: Console) -> None:
     if replaced:
         tree.add(Text("removed afterwards: " + ", ".join(step.physical_name for step in replaced), "dim"))
     console.print(tree)
+
+
+def show_catalog(found: list[Drift], unseen: str, console: Console) -> None:
+    """What of the catalog's columns is otherwise; those that are merely not taken up on one line a table."""
+    if unseen:
+        console.print(Text(f"The catalog was not looked at: {unseen}", "dim"))
+    for drift in found:
+        if drift.what is not What.ADDED:
+            words = f"breaks: {drift}" if drift.breaks else str(drift)
+            console.print(Text(words, "bold red" if drift.breaks else ""))
+    for table in dict.fromkeys(drift.table for drift in found if drift.what is What.ADDED):
+        names = ", ".join(f"{d.column} {d.now}" for d in found if d.table == table and d.what is What.ADDED)
+        console.print(Text(f"{table} also has columns that no file takes up: {names}", "dim"))
 
 
 def _grow(branch: Tree, change: Change) -> None:

@@ -1,21 +1,26 @@
 """The asset graph: one asset for each box of the lineage, and one op that deploys what is selected."""
 
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
+from recs_platform.changes import changes
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.specs import asset_spec, reading_metadata
+from recs_platform.engines.base import StreamEngine
 from recs_platform.errors import EngineUnavailable, RecsError
 from recs_platform.lineage import Lineage, relation_key
 from recs_platform.pipeline import Kind, Pipeline, Relation
-from recs_platform.plan import Plan
+from recs_platform.plan import Plan, Step, Tell
 from recs_platform.readings import Reading, of_relations
 from recs_platform.settings import Settings
 
+DEPLOY, REBUILD = "deploy_pipeline", "rebuild_views"
 RETRIES, BETWEEN_RETRIES = 5, 15.0  # seconds, for an engine that is just being started
+BETWEEN_WORDS = 5.0  # seconds between two lines on one step
 
 
 class Deploy(dg.Config):
@@ -33,11 +38,16 @@ def definitions() -> dg.Definitions:
         assets=[*outside, deployment(pipeline, lineage)],
         jobs=[
             dg.define_asset_job(
-                "rebuild",
-                selection=[r.name for r in pipeline if r.kind in (Kind.VIEW, Kind.SINK)],
+                DEPLOY,
+                selection=[r.name for r in pipeline],
+                description="Makes what is deployed what `sql/` says: what `recs apply` does.",
+            ),
+            dg.define_asset_job(
+                REBUILD,
+                selection=[r.name for r in pipeline if r.kind is not Kind.SOURCE],
                 config={"ops": {"stream": {"config": {"rebuild": True}}}},
-                description="Builds every view and sink anew from what the engine keeps, though no SQL has changed.",
-            )
+                description="Builds the chosen relations anew, with all that hangs on them, though no SQL has changed.",
+            ),
         ],
         sensors=[automation(pipeline)],
         executor=dg.in_process_executor,
@@ -54,9 +64,10 @@ def deployment(pipeline: Pipeline, lineage: Lineage) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[Any]]:
         """Makes what is deployed what `sql/` says; with `rebuild`, builds the selected relations anew in any case."""
         selected = {key.path[-1] for key in context.selected_asset_keys}
-        plan, readings = deploy(platform, pipeline, selected if config.rebuild else ())
-        for step in plan.steps:
-            context.log.info(str(step))
+        is_attended = "dagster/sensor_name" not in context.run.tags
+        progress = Progress(context.log.info)
+        plan, readings = deploy(platform, pipeline, selected if config.rebuild else (), is_attended, progress.tell)
+        context.log.info(f"{len(plan.steps)} steps" if plan else "nothing to do: what is deployed is what sql/ says")
         for relation in pipeline:
             if relation.name in selected:
                 yield _materialized(relation, plan, readings.get(relation.name))
@@ -73,20 +84,56 @@ def automation(pipeline: Pipeline) -> dg.AutomationConditionSensorDefinition:
     )
 
 
-def deploy(platform: Platform, pipeline: Pipeline, rebuild: Collection[str]) -> tuple[Plan, Mapping[str, Reading]]:
+class Progress:
+    """Tells of each step when it begins, when it ends, and every few seconds in between."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._told: dict[str, float] = {}
+
+    def tell(self, step: Step, done: float | None, words: str) -> None:
+        now, last = time.monotonic(), self._told.get(step.physical_name)
+        if last is None or done == 1.0 or now - last >= BETWEEN_WORDS:
+            self._told[step.physical_name] = now
+            self._write(f"{step}: {words}")
+
+
+def deploy(
+    platform: Platform,
+    pipeline: Pipeline,
+    rebuild: Collection[str],
+    is_attended: bool = True,
+    tell: Tell | None = None,
+) -> tuple[Plan, Mapping[str, Reading]]:
     """Applies `sql/`; the plan that did it, and a reading of each relation by name.
 
-    An engine that is away is asked again later; a refusal is a failure, with the engine's own words.
+    An engine that is away is asked again later; a refusal is a failure, with the engine's own words. What breaks a reader
+    is not done where nobody has asked for it, unless the settings say so.
     """
     try:
         with platform.engine() as engine:
-            plan = engine.apply(rebuild)
+            if not is_attended and not platform.settings().follow_breaking_changes:
+                _check_nothing_breaks(engine, rebuild)
+            plan = engine.apply(rebuild, tell)
             readings = of_relations(engine.status(), pipeline)
     except EngineUnavailable as error:
         raise dg.RetryRequested(RETRIES, BETWEEN_RETRIES) from error
     except RecsError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     return plan, {reading.key[-1]: reading for reading in readings}
+
+
+def _check_nothing_breaks(engine: StreamEngine, rebuild: Collection[str]) -> None:
+    plan = engine.plan(rebuild)
+    wanted = Pipeline.load(Settings.load().sql_dir)
+    meaning = changes(plan, engine.deployed_pipeline(), wanted, engine.capabilities)
+    if broken := [f"{change.name}: {what}" for change in meaning for what in change.breaks]:
+        raise dg.Failure(
+            "not deployed, for it breaks what reads it, and nobody has asked for this run: materialize it by hand, `recs "
+            "apply`, or set RECS_FOLLOW_BREAKING_CHANGES=true",
+            metadata={"breaks": dg.MetadataValue.md("\n".join(f"- {line}" for line in broken))},
+            allow_retries=False,
+        )
 
 
 def _materialized(relation: Relation, plan: Plan, reading: Reading | None) -> dg.MaterializeResult[Any]:

@@ -8,7 +8,7 @@ All values are text as PostgreSQL's own output functions write it (a boolean is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -44,6 +44,7 @@ REMEDIES = {
     "55006": "another engine reads this slot: stop it, or give this one its own with RECS_REPLICATION_SLOT",
     "57014": "a transaction that is open in the database must end first: see pg_stat_activity",
 }
+_CATALOG_REMEDY = "the catalog stands still until that is undone, or followed in sql/tables/ and applied"
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
 
@@ -69,6 +70,8 @@ class CatalogFeed:
         self._url = postgres_url
         self._connection: Connection | None = None
         self._columns: dict[str, tuple[str, ...]] = {}
+        self._numbers: dict[str, dict[str, int]] = {}
+        self._absent: dict[str, frozenset[str]] = {}
         self._afresh = False
 
     def prepare(self) -> bool:
@@ -86,8 +89,9 @@ class CatalogFeed:
 
     def snapshot(self, table: CatalogTable) -> Iterator[pa.Table]:
         """The table as it is now, in at least one piece, all columns as text. Raises `SourceError`."""
-        columns = sql.SQL(", ").join(map(sql.Identifier, table.columns))
-        query = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(columns, sql.Identifier(*table.qualified))
+        query = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(
+            self._selected(table), sql.Identifier(*table.qualified)
+        )
         with self._explaining(), self._connect() as connection, connection.cursor().copy(query) as copy:
             rows = copy.rows()
             piece = list(islice(rows, SNAPSHOT_ROWS))
@@ -100,7 +104,8 @@ class CatalogFeed:
 
         Transactions that end at `after` or before are left out. A large value an update left alone, which is not in
         the stream, is read from the table as it is now; if that row is gone by now, the update is left out and its
-        deletion follows. Raises `SourceError`; the next poll connects anew.
+        deletion follows. A column that the stream had otherwise than the table has it by now is read from there, too.
+        Raises `SourceError`, one that is needed and not there among the reasons; the next poll connects anew.
         """
         changes = Changes(self.tables, after)
         with self._session() as connection:
@@ -108,6 +113,7 @@ class CatalogFeed:
             for (data,) in self._peek(connection, max_changes):
                 changes.take(decode(data))
             for table in self.tables:
+                self._settle(connection, table, changes.lacking.get(table.name, ()))
                 self._read_again(connection, table, changes)
         self._columns.update(changes.columns)
         return CatalogBatch(changes.outcome(), max(after, changes.end_lsn or end_of_log), dict(self._columns))
@@ -145,12 +151,11 @@ class CatalogFeed:
             raise SourceError(
                 f"PostgreSQL at {masked(self._url)} has no table {table.source}, which {table.name} reads"
             )
-        columns, key, identity, replica_identity = found
-        if missing := [column for column in table.columns if column not in columns]:
-            raise SourceError(
-                f"table {table.source} has no column {', '.join(missing)}, which {table.name} reads; "
-                f"it has {', '.join(columns)}"
-            )
+        columns, types, numbers, key, identity, replica_identity = found
+        there = dict(zip(columns, types, strict=True))
+        lacking = table.lacks(there)
+        if missing := [column for column in lacking if table.is_needed(column)]:
+            raise SourceError(self._without(table, missing, there, dict(zip(numbers, columns, strict=True))))
         if set(key) != set(table.key):
             raise SourceError(
                 f"the primary key of {table.source} is ({', '.join(key) or 'missing'}), where {table.name} says "
@@ -161,6 +166,30 @@ class CatalogFeed:
                 f"updates and deletes of {table.source} do not tell which row: "
                 f"ALTER TABLE {table.source} REPLICA IDENTITY DEFAULT"
             )
+        self._numbers[table.name] = dict(zip(columns, numbers, strict=True))
+        self._absent[table.name] = frozenset(lacking) - there.keys()
+
+    def _without(
+        self, table: CatalogTable, missing: list[str], there: Mapping[str, str], names: Mapping[int, str]
+    ) -> str:
+        """What is said of columns that are needed and not there as they should be."""
+        retyped = {c: there[c] for c in missing if c in there}
+        if retyped:
+            words = ", ".join(f"{c} {kind}" for c, kind in retyped.items())
+            return f"table {table.source} has {words}, which {table.name} has with another type; {_CATALOG_REMEDY}"
+        numbers = self._numbers.get(table.name, {})
+        renamed = [f"{c} is called {names[numbers[c]]} now" for c in missing if numbers.get(c) in names]
+        has = "; ".join(renamed) or f"it has {', '.join(there)}"
+        return f"table {table.source} has no column {', '.join(missing)}, which {table.name} reads; {has}; {_CATALOG_REMEDY}"
+
+    def _settle(self, connection: Connection, table: CatalogTable, lacking: Collection[str]) -> None:
+        """Looks at the table itself when the stream has had it otherwise than it is wanted."""
+        if not lacking:
+            return
+        self._check_table(connection, table)
+        if changed := set(lacking) & set(table.key):
+            self._afresh = True
+            raise SourceError(f"the key {', '.join(sorted(changed))} of {table.source} had changed: it is read anew")
 
     def _publish(self, connection: Connection) -> bool:
         """Whether a table had to be added to the publication, or the publication itself created."""
@@ -237,6 +266,8 @@ class CatalogFeed:
 
     def _read_again(self, connection: Connection, table: CatalogTable, changes: Changes) -> None:
         state = changes.states.get(table.name)
+        if state:
+            state.leave_out(self._absent.get(table.name, ()))
         incomplete = iter(state.incomplete() if state else ())
         while state and (keys := list(islice(incomplete, REREAD_ROWS))):
             state.complete(keys, self._rows(connection, table, keys))
@@ -246,7 +277,7 @@ class CatalogFeed:
         key = sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Identifier, table.key)))
         one = sql.SQL("({})").format(sql.SQL(", ").join([sql.Placeholder()] * len(table.key)))
         query = sql.SQL("SELECT {} FROM {} WHERE {} IN ({})").format(
-            sql.SQL(", ").join(map(sql.Identifier, table.columns)),
+            self._selected(table),
             sql.Identifier(*table.qualified),
             key,
             sql.SQL(", ").join([one] * len(keys)),
@@ -255,6 +286,12 @@ class CatalogFeed:
         assert result is not None, "a SELECT has a result"
         cells = [[result.get_value(row, column) for column in range(result.nfields)] for row in range(result.ntuples)]
         return [tuple(None if cell is None else bytes(cell).decode() for cell in row) for row in cells]
+
+    def _selected(self, table: CatalogTable) -> sql.Composed:
+        """Its columns for a SELECT, NULL for those that are not there."""
+        absent = self._absent.get(table.name, frozenset())
+        columns = [sql.SQL("NULL") if c in absent else sql.Identifier(c) for c in table.columns]
+        return sql.SQL(", ").join(columns)
 
     @contextmanager
     def _session(self) -> Iterator[Connection]:
@@ -301,9 +338,13 @@ def _one(connection: Connection, query: str) -> tuple[Any, ...]:
 _INDEX_COLUMNS = """
 ARRAY(SELECT a.attname::text FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid
       WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey) AND {})"""
+_COLUMNS = """
+ARRAY(SELECT {} FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)"""
 _TABLE_QUERY = f"""
-SELECT ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped
-             ORDER BY attnum),
+SELECT {_COLUMNS.format("a.attname::text")},
+  {_COLUMNS.format("format_type(COALESCE(NULLIF(t.typbasetype, 0), a.atttypid), NULL)")},
+  {_COLUMNS.format("a.attnum::int")},
   {_INDEX_COLUMNS.format("i.indisprimary")},
   {_INDEX_COLUMNS.format("CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END")},
   c.relreplident::text

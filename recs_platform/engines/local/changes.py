@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import pyarrow as pa
+from psycopg.postgres import types as postgres_types
 
 from recs_platform.engines.local.pgoutput import (
     UNCHANGED,
@@ -21,18 +22,33 @@ from recs_platform.engines.local.pgoutput import (
     Update,
     Value,
 )
+from recs_platform.schema import fits
 
 TextRow: TypeAlias = tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
 class CatalogTable:
-    """A table as the pipeline wants it: its relation name, where it comes from (`schema.table`), columns, key."""
+    """A table as the pipeline wants it: its relation name, where it comes from (`schema.table`), columns, key.
+
+    `types` are the columns' in RisingWave's words (none: any will do); `needed` are the columns that must be there, the
+    others are NULL where they are not (None: all are needed).
+    """
 
     name: str
     source: str
     columns: tuple[str, ...]
     key: tuple[str, ...]
+    types: tuple[str, ...] = ()
+    needed: frozenset[str] | None = None
+
+    def lacks(self, there: Mapping[str, str]) -> list[str]:
+        """Its columns that are not there or of a type that does not fit; `there`: name → PostgreSQL's type."""
+        types = dict(zip(self.columns, self.types, strict=False))
+        return [c for c in self.columns if c not in there or (c in types and not fits(types[c], there[c]))]
+
+    def is_needed(self, column: str) -> bool:
+        return self.needed is None or column in self.needed
 
     @property
     def qualified(self) -> tuple[str, str]:
@@ -91,6 +107,12 @@ class TableState:
         """The keys of the rows with a value that was not sent."""
         return [cast(TextRow, key) for key, row in self.rows.items() if row is not None and UNCHANGED in row]
 
+    def leave_out(self, columns: Collection[str]) -> None:
+        """The values of columns that are not there are NULL."""
+        at = [i for i, column in enumerate(self.table.columns) if column in columns]
+        for key, row in self.rows.items() if at else ():
+            self.rows[key] = row and tuple(None if i in at else value for i, value in enumerate(row))
+
     def complete(self, keys: Iterable[TextRow], stored: Iterable[TextRow]) -> None:
         """Fills these rows from the stored ones; the state of a row that is no longer stored is forgotten."""
         at = [self.table.columns.index(column) for column in self.table.key]
@@ -110,19 +132,21 @@ class TableState:
         )
 
     def _key(self, values: Mapping[str, Value]) -> Row:
-        return tuple(values[column] for column in self.table.key)
+        return tuple(values.get(column, UNCHANGED) for column in self.table.key)
 
 
 class Changes:
     """The changes of a batch by relation name, without those of transactions that end at `after` or before.
 
-    `end_lsn`: the end of the last transaction, 0 when there was none.
+    `end_lsn`: the end of the last transaction, 0 when there was none. `lacking`: by relation name, the columns that the
+    stream does not have as the relation wants them; their values count as not sent.
     """
 
     def __init__(self, tables: Iterable[CatalogTable], after: int) -> None:
         self.end_lsn = 0
         self.states: dict[str, TableState] = {}
         self.columns: dict[str, tuple[str, ...]] = {}
+        self.lacking: dict[str, list[str]] = {}
         self._after, self._is_known = after, False
         self._tables: dict[tuple[str, str], list[CatalogTable]] = {}
         self._relations: dict[int, Relation] = {}
@@ -147,6 +171,7 @@ class Changes:
         self._relations[relation.id] = relation
         for table in self._tables_of(relation.id):
             self.columns[table.name] = tuple(column.name for column in relation.columns)
+            self.lacking[table.name] = table.lacks({c.name: _type_name(c.type_oid) for c in relation.columns})
 
     def _change(self, message: Insert | Update | Delete | Truncate) -> None:
         match message:
@@ -159,11 +184,11 @@ class Changes:
                     state.remove(self._named(message.relation_id, message.old or message.key))
             case Insert():
                 for state in self._states(message.relation_id):
-                    state.put(self._named(message.relation_id, message.new), {})
+                    state.put(self._sent(state, message.relation_id, message.new), {})
             case Update():
                 before = self._named(message.relation_id, message.old or message.key)
                 for state in self._states(message.relation_id):
-                    state.put(self._named(message.relation_id, message.new), before)
+                    state.put(self._sent(state, message.relation_id, message.new), before)
 
     def _states(self, relation_id: int) -> Iterator[TableState]:
         for table in self._tables_of(relation_id):
@@ -173,9 +198,18 @@ class Changes:
         relation = self._relations[relation_id]
         return self._tables.get((relation.schema, relation.name), ())
 
+    def _sent(self, state: TableState, relation_id: int, row: Row) -> dict[str, Value]:
+        return self._named(relation_id, row) | dict.fromkeys(self.lacking[state.table.name], UNCHANGED)
+
     def _named(self, relation_id: int, row: Row | None) -> dict[str, Value]:
         names = [column.name for column in self._relations[relation_id].columns]
         return dict(zip(names, row, strict=True)) if row is not None else {}
+
+
+def _type_name(oid: int) -> str:
+    """PostgreSQL's name of a built-in type, "" for any other."""
+    found = postgres_types.get(oid)
+    return str(found.regtype) if found else ""
 
 
 def text_table(columns: Sequence[str], rows: Sequence[TextRow]) -> pa.Table:

@@ -24,6 +24,7 @@ from recs_platform.engines.local.waiting import Waiting
 from recs_platform.errors import SourceError
 from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Action, Plan, Step
+from recs_platform.schema import copies, needed_columns
 from recs_platform.settings import Settings
 
 log = logging.getLogger("recs.engine")
@@ -72,10 +73,17 @@ class Engine:
         return intake
 
     def _new_feed(self) -> CatalogFeed:
+        pipeline, lenient = self.database.pipeline, self.settings.follow_breaking_changes
         tables = [
-            CatalogTable(r.name, r.options["table"], tuple(c.name for c in r.columns), r.key)
-            for r in self.database.pipeline
-            if "table" in r.options
+            CatalogTable(
+                r.name,
+                r.options["table"],
+                tuple(c.name for c in r.columns),
+                r.key,
+                tuple(c.type for c in r.columns),
+                frozenset(r.key) if lenient else needed_columns(pipeline, r),
+            )
+            for r in copies(pipeline)
         ]
         self._feed_ready = False
         self._asked: Future[CatalogBatch] | None = None

@@ -1,0 +1,126 @@
+"""The catalog's columns: a check on each copy of a table, and a sensor that has built anew what a change made wrong."""
+
+import time
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import dagster as dg
+
+from recs_platform.catalog_watch import Memory, Report, look
+from recs_platform.defs.resources import Platform
+from recs_platform.defs.stream import REBUILD
+from recs_platform.errors import RecsError
+from recs_platform.pipeline import Pipeline, Relation
+from recs_platform.schema import CatalogColumn, Drift, copies, drifts, read_columns
+from recs_platform.settings import Settings
+
+EVERY = 30  # seconds between looks
+AT_LEAST_EVERY = 3600  # seconds between evaluations that say the same
+CHECK = "catalog_schema"
+NEXT = (
+    "Undo the change in PostgreSQL, or follow it in sql/tables/ and what reads it, then `recs plan` and `recs apply` (or "
+    "materialize what has changed). Until then the local engine takes in no change of the catalog, and a RisingWave goes on "
+    "with NULL. RECS_FOLLOW_BREAKING_CHANGES=true goes on with NULL on both and has the affected relations built anew at once."
+)
+
+
+@dg.definitions
+def definitions() -> dg.Definitions:
+    pipeline = Pipeline.load(Settings.load().sql_dir)
+    return dg.Definitions(asset_checks=[checks(pipeline)], sensors=[watcher(pipeline)])
+
+
+def checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
+    specs = [
+        dg.AssetCheckSpec(
+            CHECK,
+            asset=dg.AssetKey(copy.name),
+            description=f"Whether {copy.options['table']} has the columns that are read.",
+        )
+        for copy in copies(pipeline)
+    ]
+
+    @dg.multi_asset_check(specs=specs, can_subset=True)
+    def catalog_schema(
+        context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> Iterator[dg.AssetCheckResult]:
+        """Looks at PostgreSQL itself. A renamed column is told from one that is gone by the sensor, which has a memory."""
+        try:
+            found = drifts(pipeline, columns(platform, pipeline))
+        except RecsError as error:
+            raise dg.Failure(str(error)) from error
+        for key in context.selected_asset_check_keys:
+            of_it = [drift for drift in found if drift.name == key.asset_key.path[-1]]
+            yield dg.AssetCheckResult(
+                asset_key=key.asset_key, check_name=CHECK, passed=_passes(of_it), metadata=_evidence(of_it)
+            )
+
+    return catalog_schema
+
+
+def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="schema_change",
+        job_name=REBUILD,
+        minimum_interval_seconds=EVERY,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Sees columns of the catalog change; builds anew what a change that can be followed has made wrong.",
+    )
+    def schema_change(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
+        """One change starts one run. What breaks a reader fails the check, and starts one only where settings say so."""
+        told, _, remembered = (context.cursor or "").partition("\n")
+        try:
+            follow = platform.settings().follow_breaking_changes
+            report = look(pipeline, columns(platform, pipeline), Memory.load(remembered or None), follow)
+        except RecsError as error:
+            return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
+        said = f"{_digest(report)} {int(time.time() // AT_LEAST_EVERY)}"
+        return dg.SensorResult(
+            asset_events=[_evaluation(copy, report) for copy in copies(pipeline)] if said != told else [],
+            run_requests=[_rebuild(report.rebuild)] if report.rebuild else [],
+            skip_reason=None if report.rebuild else f"{len(report.drifts)} differences",
+            cursor=f"{said}\n{report.memory.dump()}",
+        )
+
+    return schema_change
+
+
+def columns(platform: Platform, pipeline: Pipeline) -> dict[str, tuple[CatalogColumn, ...]]:
+    """The catalog tables' columns as they are. Raises `SourceError`, or `SettingsError` when no stack runs."""
+    tables = {copy.options["table"] for copy in copies(pipeline)}
+    return read_columns(platform.settings().require("postgres_url"), tables)
+
+
+def _rebuild(names: Sequence[str]) -> dg.RunRequest:
+    return dg.RunRequest(asset_selection=[dg.AssetKey(name) for name in names])
+
+
+def _evaluation(copy: Relation, report: Report) -> dg.AssetCheckEvaluation:
+    found = report.of(copy.name)
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(copy.name), check_name=CHECK, passed=_passes(found), metadata=_evidence(found)
+    )
+
+
+def _passes(found: Sequence[Drift]) -> bool:
+    return not any(drift.breaks for drift in found)
+
+
+def _evidence(found: Sequence[Drift]) -> dict[str, dg.MetadataValue[Any]]:
+    """What breaks with all that feels it, and what is merely otherwise."""
+    broken, others = [d for d in found if d.breaks], [d for d in found if not d.breaks]
+    evidence: dict[str, dg.MetadataValue[Any]] = {
+        "differences": dg.MetadataValue.int(len(found)),
+        "breaking": dg.MetadataValue.int(len(broken)),
+    }
+    if broken:
+        evidence["what"] = dg.MetadataValue.md("\n".join(f"- {drift}" for drift in broken))
+        evidence["next"] = dg.MetadataValue.text(NEXT)
+    if others:
+        evidence["notes"] = dg.MetadataValue.md("\n".join(f"- {drift}" for drift in others))
+    return evidence
+
+
+def _digest(report: Report) -> str:
+    return blake2b(repr([str(drift) for drift in report.drifts]).encode(), digest_size=8).hexdigest()
