@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install up down test lint types suite test-kafka bench bench-quick lock clean help
+.PHONY: install up up-compose down down-compose test lint types suite test-kafka bench bench-quick lock clean help
 
 help:  ## what there is
 	@grep -E '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,6 +23,13 @@ up: install  ## start everything and watch it work; ctrl-C stops it
 
 down: install  ## stop what `make up` started
 	@$(BIN)/recs down
+
+up-compose: install  ## start docker-compose.yml, its passwords made up in .env (needs Docker)
+	@$(BIN)/python -m recs_platform.stack.compose .env
+	docker compose up --detach --build --wait
+
+down-compose:  ## stop it; the volumes stay
+	docker compose down
 
 test: lint types suite  ## lint, strict types, the suite
 
@@ -50,7 +57,7 @@ bench-%: install  ## one part: freshness, sustained, catchup, rebuild, slope, wr
 
 lock: install  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip compile -q --universal --generate-hashes --no-strip-extras --python-version 3.11 --extra dev \
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-strip-extras --python-version 3.11 --extra dev --extra compose \
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean:  ## remove .venv, the state of the stack and what was measured

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dagster as dg
 
-from recs_platform.defs import catalog, observe, resources, stream
+from recs_platform.defs import catalog, observe, repairs, resources, stream
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    return dg.Definitions.merge(*(module.definitions() for module in (resources, stream, observe, catalog)))
+    return dg.Definitions.merge(*(module.definitions() for module in (resources, stream, observe, catalog, repairs)))

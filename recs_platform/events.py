@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -121,13 +122,15 @@ class EventProducer:
         """Queues the event. Raises `SourceError`, without queueing it, when earlier messages were given up on."""
         self.send_raw(topic_of(event), str(event.user_id).encode(), encode(event))
 
-    def send_raw(self, topic: str, key: bytes | None, payload: bytes | None) -> None:
+    def send_raw(
+        self, topic: str, key: bytes | None, payload: bytes | None, headers: Mapping[str, bytes] | None = None
+    ) -> None:
         """Queues any bytes, `None` for a tombstone. Raises like `send`."""
         deadline = 0.0
         while True:
             self.poll()
             try:
-                self._producer.produce(topic, payload, key)
+                self._producer.produce(topic, payload, key, headers=dict(headers or {}))
             except BufferError:
                 deadline = deadline or time.monotonic() + self.delivery_seconds + 1
                 if time.monotonic() > deadline:

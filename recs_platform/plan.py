@@ -9,7 +9,6 @@ from enum import StrEnum
 from recs_platform.capabilities import Capabilities
 from recs_platform.deployment import Deployment, Version, VersionId, physical_name
 from recs_platform.pipeline import Pipeline, Relation
-from recs_platform.readers import downstream
 
 
 class Action(StrEnum):
@@ -62,18 +61,19 @@ def make_plan(
 ) -> Plan:
     """The steps from what is deployed to what `sql/` says.
 
-    Relations named in `rebuild` are built anew although their fingerprint stands, with all that hangs on them. Everything
-    that reads a relation with a new version has a new one itself, so that a change cascades by itself. A version that is
-    there already, left by a plan that was cut short, is not created again; one that is not whole yet is waited for.
+    Relations named in `rebuild` are built anew although their fingerprint stands. Everything that reads a relation with
+    a new version has a new one itself, so that a change cascades by itself. A version that is there already, left by a
+    plan that was cut short, is not created again; one that is not whole yet is waited for.
     """
-    asked = {pipeline[name].name for name in rebuild}  # raises for a name nobody defines
-    again = asked | {r.name for name in asked for r in downstream(pipeline, name)}
+    again = set(rebuild)
+    for name in again:
+        pipeline[name]  # raises for a name nobody defines
     wanted = [r for r in pipeline if r.is_materialized or r.query is not None or capabilities.deploys_connections]
     in_place = again if capabilities.rebuilds_in_place else set[str]()
     targets = _targets(wanted, deployment, again - in_place)
     live = deployment.live
     creates = [
-        Step(Action.CREATE, r.name, str(targets[r.name]), _reason(r, targets, deployment, asked, again))
+        Step(Action.CREATE, r.name, str(targets[r.name]), _reason(r, targets, deployment, again))
         for r in wanted
         if r.name in in_place or not ((v := deployment.get(r.name, targets[r.name])) and v.is_whole)
     ]
@@ -106,21 +106,16 @@ def _is_begun(version: Version, live: VersionId | None) -> bool:
     return is_younger and version.replaced_at is None
 
 
-def _reason(
-    relation: Relation, targets: Mapping[str, VersionId], deployment: Deployment, asked: set[str], again: set[str]
-) -> str:
+def _reason(relation: Relation, targets: Mapping[str, VersionId], deployment: Deployment, again: set[str]) -> str:
     live = deployment.live
     if deployment.get(relation.name, targets[relation.name]) and relation.name not in again:
         return "begun before, and not whole yet"
-    if relation.name in asked:
+    if relation.name in again:
         return "asked for"
     if relation.name not in live:
         return "not deployed"
     changed = [u for u in relation.upstreams if u in live and live[u] != targets.get(u)]
-    if changed:
-        return f"reads {', '.join(changed)}, which changed"
-    anew = [u for u in relation.upstreams if u in again]
-    return f"reads {', '.join(anew)}, which is built anew" if anew else "its SQL changed"
+    return f"reads {', '.join(changed)}, which changed" if changed else "its SQL changed"
 
 
 def _drops(targets: Mapping[str, VersionId], deployment: Deployment) -> Iterator[Step]:

@@ -75,7 +75,7 @@ class Cluster:
         self.building = {physical: looks - 1 for physical, looks in self.building.items()}
         return found
 
-    def prepare(self) -> None:
+    def prepare(self, pipeline: Pipeline) -> None:
         self._note("prepare")
 
     def wait(self) -> None:

@@ -6,7 +6,7 @@ After a change of `sql/` that is meant to change the graph: `python -m recs_plat
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from recs_platform.defs.resources import Platform
 from recs_platform.engines.local.client import LocalEngine
 from recs_platform.lineage import Lineage
 from recs_platform.pipeline import Pipeline
+from recs_platform.plan import Plan, Tell
 from recs_platform.readings import WHILE_IDLE, WHILE_MOVING, Journal, Reading
 from recs_platform.settings import Settings, default_sql_dir
 from recs_platform.stack.service import free_port
@@ -171,10 +172,21 @@ def test_materializing_brings_what_is_deployed_up_to_date(shop: Shop) -> None:
     assert Pipeline.load(shop.settings.sql_dir)["trending_products"].fingerprint in done["trending_products"]
 
 
-def test_a_rebuild_builds_what_is_selected_anew(shop: Shop) -> None:
-    done = materialize("user_seen", rebuild=True)
-    assert list(done) == ["user_seen"]
-    assert "asked for" in done["user_seen"]
+def test_a_rebuild_builds_what_is_selected_anew_with_what_hangs_on_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = set[str]()
+    apply = LocalEngine.apply
+
+    def noting(engine: LocalEngine, rebuild: Iterable[str] = (), tell: Tell | None = None) -> Plan:
+        asked.update(rebuild)
+        return apply(engine, rebuild, tell)
+
+    monkeypatch.setattr(LocalEngine, "apply", noting)
+    done = materialize("trending_products", rebuild=True)
+    assert list(done) == ["trending_products"]
+    assert "asked for" in done["trending_products"]
+    assert asked == {"trending_products", "trending_products_sink"}
 
 
 def test_a_refusal_fails_the_run_in_the_engines_words(shop: Shop) -> None:

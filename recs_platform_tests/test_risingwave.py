@@ -258,6 +258,7 @@ class Cluster(NamedTuple):
     catalog: Catalog
     engine: RisingWaveEngine
     redis: redis.Redis
+    made: list[str]  # topics and tables that were there to be
 
 
 @pytest.fixture
@@ -268,14 +269,16 @@ def cluster(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         risingwave_redis_url=SETTINGS.redis_url, grace_seconds=600.0)  # fmt: skip
     with redis.Redis.from_url(redis_url, decode_responses=True) as connection:
         connection.flushdb()
-        catalog = Catalog(connection)
+        catalog, made = Catalog(connection), list[str]()
         monkeypatch.setattr(risingwave.psycopg, "connect", lambda *_, **__: catalog)
         monkeypatch.setattr(risingwave, "_postgres_major", lambda url: 17)
+        monkeypatch.setattr(risingwave, "ensure_topics", lambda servers, names, partitions: made.extend(names))
+        monkeypatch.setattr(risingwave, "ensure_catalog", lambda url: made.append("catalog"))
         monkeypatch.setattr(risingwave, "_count_in_postgres", lambda url, table: 0)
         monkeypatch.setattr(applying, "BETWEEN_LOOKS", 0.0)
         monkeypatch.setattr(RisingWaveEngine, "sink_keys", lambda *_: pa.table({"key": pa.array([], pa.string())}))
         with RisingWaveEngine(settings) as engine:
-            yield Cluster(catalog, engine, connection)
+            yield Cluster(catalog, engine, connection, made)
 
 
 def test_from_an_empty_cluster_to_the_whole_pipeline(cluster: Cluster) -> None:
@@ -284,6 +287,7 @@ def test_from_an_empty_cluster_to_the_whole_pipeline(cluster: Cluster) -> None:
     assert [step.name for step in plan.steps] == list(pipeline.relations)
     assert cluster.engine.deployed() == {r.name: r.fingerprint for r in pipeline}
     assert not cluster.engine.plan()
+    assert set(cluster.made) == {"user_activity", "purchases", "catalog"}
     assert "ALTER SYSTEM SET barrier_interval_ms = 250" in cluster.catalog.sent
     for sink in pipeline.of_kind(Kind.SINK):
         assert cluster.redis.get(keys.pointer(sink.redis_name)) == sink.fingerprint

@@ -15,6 +15,7 @@ from recs_platform.errors import EngineUnavailable, RecsError
 from recs_platform.lineage import Lineage, relation_key
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Plan, Step, Tell
+from recs_platform.readers import downstream
 from recs_platform.readings import Reading, of_relations
 from recs_platform.settings import Settings
 
@@ -65,8 +66,9 @@ def deployment(pipeline: Pipeline, lineage: Lineage) -> dg.AssetsDefinition:
         """Makes what is deployed what `sql/` says; with `rebuild`, builds the selected relations anew in any case."""
         selected = {key.path[-1] for key in context.selected_asset_keys}
         is_attended = "dagster/sensor_name" not in context.run.tags
-        progress = Progress(context.log.info)
-        plan, readings = deploy(platform, pipeline, selected if config.rebuild else (), is_attended, progress.tell)
+        below = {r.name for name in selected for r in downstream(pipeline, name)}
+        rebuild = selected | below if config.rebuild else ()
+        plan, readings = deploy(platform, pipeline, rebuild, is_attended, Progress(context.log.info).tell)
         context.log.info(f"{len(plan.steps)} steps" if plan else "nothing to do: what is deployed is what sql/ says")
         for relation in pipeline:
             if relation.name in selected:

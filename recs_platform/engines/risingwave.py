@@ -23,7 +23,7 @@ from psycopg.rows import dict_row
 
 from recs_platform.applying import Applier, locked, replacements
 from recs_platform.capabilities import Capabilities
-from recs_platform.catalog import connected
+from recs_platform.catalog import connected, ensure_catalog
 from recs_platform.deployment import (
     Deployment,
     Version,
@@ -39,6 +39,7 @@ from recs_platform.pipeline import Kind, Pipeline, Relation, render
 from recs_platform.plan import Plan, Tell, make_plan
 from recs_platform.serving import keys
 from recs_platform.settings import Settings, masked, passwords_of
+from recs_platform.topics import ensure_topics
 
 CAPABILITIES = Capabilities(
     name="risingwave",
@@ -236,8 +237,12 @@ class RisingWaveEngine:
         for relation in pipeline:
             check_licence(relation)
 
-    def prepare(self) -> None:
-        """Makes the cluster as the settings want it: how often it makes changes visible."""
+    def prepare(self, pipeline: Pipeline) -> None:
+        """Creates topics and catalog tables that are missing, and sets how often the cluster makes changes visible."""
+        settings = self.settings
+        ensure_topics(settings.require("kafka_bootstrap_servers"), pipeline.topics, settings.kafka_partitions)
+        if any("table" in relation.options for relation in pipeline):
+            ensure_catalog(settings.require("postgres_url"))
         wanted = str(self.settings.barrier_interval_ms)
         if self.parameters().get("barrier_interval_ms") != wanted:
             self._do(f"ALTER SYSTEM SET barrier_interval_ms = {wanted}")
