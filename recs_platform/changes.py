@@ -65,7 +65,7 @@ def _built(step: Step, plan: Plan, before: Pipeline, after: Pipeline, capabiliti
         prefixes=tuple(_prefixes([relation, *below], plan)),
         reads=tuple(_reads(relation, plan.creates)),
         loses_history=bool(old) and not capabilities.keeps_history_for_rebuilds and _is_fed_by_topic(relation, after),
-        breaks=tuple(_breaks(relation, old, retyped, before, after)),
+        breaks=tuple(_breaks(relation, old, retyped, after)),
     )
 
 
@@ -108,15 +108,12 @@ def _is_fed_by_topic(relation: Relation, pipeline: Pipeline) -> bool:
 # -- what breaks ------------------------------------------------------------------------------------------------------
 
 
-def _breaks(
-    relation: Relation, old: Relation | None, retyped: Mapping[str, str], before: Pipeline, after: Pipeline
-) -> Iterator[str]:
+def _breaks(relation: Relation, old: Relation | None, retyped: Mapping[str, str], after: Pipeline) -> Iterator[str]:
+    """A column that is gone breaks no relation: one that went on reading it would not have parsed."""
     if old is None:
         return
     types = _types(relation)
     for name in _types(old):
-        if name not in types and (readers := readers_of(before, relation.name, name)):
-            yield f"{name} is gone; read by {', '.join(readers)}"
         if name in retyped and (readers := readers_of(after, relation.name, name)):
             yield f"{name} becomes {types[name]}; read by {', '.join(readers)}"
     served = keys.SERVED.get(relation.redis_name, frozenset()) if relation.kind is Kind.SINK else frozenset()

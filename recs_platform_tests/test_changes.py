@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,19 @@ def test_a_field_the_serving_library_reads_is_gone(standing: Pipeline, tmp_path:
     assert change.gone == ("recommended_products",)
     assert change.added == ("list",)
     assert change.breaks == ("recommended_products is gone; read by the serving library in recs:user_recommendations",)
+
+
+def test_a_column_that_is_gone_and_followed_breaks_nothing(standing: Pipeline, tmp_path: Path) -> None:
+    shutil.copytree(default_sql_dir(), tmp_path, dirs_exist_ok=True)
+    for name, old, new in (
+        ("tables/product_catalog", "price DOUBLE", "cost DOUBLE"),
+        ("sinks/products_sink", "price, ", "cost AS price, "),
+    ):
+        path = tmp_path / f"{name}.sql"
+        path.write_text(path.read_text().replace(old, new))
+    changed = found(standing, Pipeline.load(tmp_path))
+    assert changed["product_catalog"].gone == ("price",)
+    assert not any(change.breaks for change in changed.values())
 
 
 def test_a_column_of_another_type_names_who_reads_it(standing: Pipeline, tmp_path: Path) -> None:

@@ -174,6 +174,8 @@ def test_verbs(engine: StreamEngine) -> None:
     assert not engine.plan()
     plan = engine.apply(rebuild=["trending_products"])
     assert plan.creates == {"trending_products"}
+    with pytest.raises(EngineError, match="nothing to go back to"):
+        engine.roll_back()
     assert engine.deployed() == deployed
     status = engine.status()
     assert status["problems"] == {}

@@ -21,7 +21,7 @@ from recs_platform.defs.observe import observer
 from recs_platform.defs.resources import Platform
 from recs_platform.engines.local.client import LocalEngine
 from recs_platform.lineage import Lineage
-from recs_platform.pipeline import Pipeline
+from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.plan import Plan, Tell
 from recs_platform.readings import WHILE_IDLE, WHILE_MOVING, Journal, Reading
 from recs_platform.settings import Settings, default_sql_dir
@@ -187,6 +187,14 @@ def test_a_rebuild_builds_what_is_selected_anew_with_what_hangs_on_it(
     assert list(done) == ["trending_products"]
     assert "asked for" in done["trending_products"]
     assert asked == {"trending_products", "trending_products_sink"}
+
+
+def test_there_is_a_job_for_each_thing_a_person_asks_for() -> None:
+    jobs = {job.name for job in loaded().resolve_all_job_defs()}
+    assert jobs >= {"deploy_pipeline", "rebuild_views", "resync_sinks", "replay_dead_letters"}
+    sinks = {r.name for r in Pipeline.load(default_sql_dir()).of_kind(Kind.SINK)}
+    selected = loaded().resolve_job_def("resync_sinks").asset_layer.executable_asset_keys
+    assert {key.to_user_string() for key in selected} == sinks
 
 
 def test_a_refusal_fails_the_run_in_the_engines_words(shop: Shop) -> None:

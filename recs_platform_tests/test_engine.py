@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -11,7 +14,9 @@ from random import Random
 import pytest
 import redis
 
+from recs_platform.errors import EngineError, RecsError
 from recs_platform.events import Event, encode, topic_of
+from recs_platform.serving.store import RecommendationStore
 from recs_platform.shop import catalog, customers
 from recs_platform.shoppers import history
 from recs_platform_tests.feeding import utc
@@ -201,6 +206,19 @@ def test_orphans_go_when_the_keys_are_verified(shop: Shop) -> None:
     assert_redis_is_right(shop)
 
 
+def test_a_sink_that_is_built_anew_mends_its_keys(shop: Shop) -> None:
+    engine = shop.open()
+    shop.settle()
+    prefix = f"recs:products:{shop.redis.get('recs:products')}:"
+    shop.redis.set(prefix + "nobody", "{}")
+    shop.redis.set(prefix + "product_1", "{}")
+    shop.redis.delete(prefix + "product_2")
+    engine.apply(rebuild=["products_sink"])
+    shop.settle()
+    assert shop.redis.get("recs:products") == prefix.split(":")[2], "the same version"
+    assert_redis_is_right(shop)
+
+
 def test_a_changed_view_is_rebuilt_and_readers_go_over(shop: Shop) -> None:
     engine = shop.open()
     send(shop, day_of_traffic(300))
@@ -214,6 +232,107 @@ def test_a_changed_view_is_rebuilt_and_readers_go_over(shop: Shop) -> None:
     assert shop.redis.get("recs:trending_products") != before
     assert {len(d["products"]) for d in shop.documents("trending_products").values()} <= {1, 2, 3}
     assert list(shop.redis.scan_iter(match=f"recs:trending_products:{before}*")) == []
+
+
+def test_one_goes_back_to_what_was_deployed_before(shop: Shop) -> None:
+    engine = shop.open()
+    with pytest.raises(EngineError, match="nothing to go back to"):
+        engine.roll_back()
+    send(shop, day_of_traffic(300))
+    shop.settle()
+    before = shop.redis.get("recs:trending_products")
+    path = shop.settings.sql_dir / "trending_products.sql"
+    path.write_text(path.read_text().replace("rank <= 10", "rank <= 3"))
+    engine.apply()
+    shop.settle()
+    assert shop.redis.get("recs:trending_products") != before
+
+    back = engine.roll_back()
+    assert back.creates == {"trending_products", "trending_products_sink"}
+    shop.settle()
+    assert shop.redis.get("recs:trending_products") == before
+    assert_redis_is_right(shop)
+
+    shop.engine = None
+    engine.close()
+    engine = shop.open()
+    shop.settle()
+    assert shop.redis.get("recs:trending_products") == before, (
+        "a mere start does not deploy what one has gone back from"
+    )
+    assert engine.plan(), "the files differ still"
+    engine.apply()
+    shop.settle()
+    assert shop.redis.get("recs:trending_products") != before
+
+
+def test_readers_stay_on_what_they_have_until_the_catalog_is_read(shop: Shop) -> None:
+    engine = shop.open()
+    shop.sql("INSERT INTO product_catalog (product_id, name, category) VALUES ('p1', 'One', 'c'), ('p2', 'Two', 'c')")
+    send(shop, day_of_traffic(100))
+    shop.settle()
+    before = shop.redis.get("recs:products")
+    path = shop.settings.sql_dir / "product_catalog.sql"
+    path.write_text(path.read_text().replace("description VARCHAR,", ""))
+    shop.sql("ALTER TABLE product_catalog RENAME COLUMN price TO cost")  # so it cannot be read
+    engine.apply()
+    for _ in range(5):
+        engine.round()
+    assert shop.redis.get("recs:products") == before
+    assert shop.redis.exists(f"recs:products:{before}:p1")
+    shop.sql("ALTER TABLE product_catalog RENAME COLUMN cost TO price")
+    shop.settle()
+    assert shop.redis.get("recs:products") != before
+    assert shop.documents("products").keys() >= {"p1", "p2"}
+
+
+def test_nobody_notices_a_view_being_rebuilt_under_load(shop: Shop) -> None:
+    """Readers ask for every shopper without a pause while events come in: no error, no empty list, no hole."""
+    engine = shop.open()
+    traffic = day_of_traffic(1500)
+    send(shop, traffic)
+    shop.settle()
+    everybody_acts(shop)
+    shop.settle()
+    shoppers = [
+        int(user) for user, found in shop.documents("user_recommendations").items() if found["recommended_products"]
+    ]
+    assert len(shoppers) > USERS / 2
+    path = shop.settings.sql_dir / "user_recommendations.sql"
+    path.write_text(path.read_text().replace("$[0 to 19]", "$[0 to 4]"))
+    stop, wrong, answers = threading.Event(), list[str](), Counter[int]()
+
+    def read() -> None:
+        with RecommendationStore(shop.redis_url) as store:
+            while not stop.is_set():
+                for shopper in shoppers:
+                    try:
+                        if not store.get_user_recommendations(shopper):
+                            wrong.append(f"{shopper} has an empty list")
+                        answers[shopper] += 1
+                    except RecsError as error:
+                        wrong.append(str(error))
+
+    def click() -> None:
+        while not stop.wait(0.05):
+            send(shop, [replace(event, timestamp=datetime.now(UTC)) for event in traffic[:50]])
+
+    threads = [threading.Thread(target=work) for work in (read, click)]
+    for thread in threads:
+        thread.start()
+    try:
+        before = shop.redis.get("recs:user_recommendations")
+        engine.apply()
+        shop._until(lambda: shop.redis.get("recs:user_recommendations") != before, 30)
+        asked = answers.copy()
+        shop._until(lambda: all(answers[shopper] > asked[shopper] for shopper in shoppers), 30)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+    assert all(asked[shopper] for shopper in shoppers), "readers were there before the switch, and after it"
+    assert max(len(d["recommended_products"]) for d in shop.documents("user_recommendations").values()) <= 5
 
 
 def test_documents_carry_the_newest_event_they_reflect(shop: Shop) -> None:

@@ -80,9 +80,8 @@ def _show(found: list[Group], console: Console) -> None:
     for group in found:
         first, last = (at.astimezone(UTC) for at in (group.first_at, group.last_at))
         head = Text.assemble((f"{group.count:>9,}  ", "bold"), f"{group.label}: {group.reason}  ")
-        head.append(
-            f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC" if first != last else f"{first:%Y-%m-%d %H:%M} UTC",
-            "dim",
-        )
-        console.print(head, highlight=False)
-        console.print(Text(" " * 11 + shown(group.sample), "dim", no_wrap=True, overflow="ellipsis"), highlight=False)
+        times = dict.fromkeys(f"{at:%Y-%m-%d %H:%M}" for at in (first, last))
+        head.append(f"{' to '.join(times)} UTC", "dim")
+        console.print(head, soft_wrap=True, highlight=False)
+        sample = Text(" " * 11 + shown(group.sample), "dim")
+        console.print(sample, no_wrap=True, overflow="ellipsis", highlight=False)

@@ -19,7 +19,7 @@ from recs_platform.readers import downstream
 from recs_platform.readings import Reading, of_relations
 from recs_platform.settings import Settings
 
-DEPLOY, REBUILD = "deploy_pipeline", "rebuild_views"
+DEPLOY, REBUILD, RESYNC = "deploy_pipeline", "rebuild_views", "resync_sinks"
 RETRIES, BETWEEN_RETRIES = 5, 15.0  # seconds, for an engine that is just being started
 BETWEEN_WORDS = 5.0  # seconds between two lines on one step
 
@@ -48,6 +48,12 @@ def definitions() -> dg.Definitions:
                 selection=[r.name for r in pipeline if r.kind is not Kind.SOURCE],
                 config={"ops": {"stream": {"config": {"rebuild": True}}}},
                 description="Builds the chosen relations anew, with all that hangs on them, though no SQL has changed.",
+            ),
+            dg.define_asset_job(
+                RESYNC,
+                selection=[r.name for r in pipeline.of_kind(Kind.SINK)],
+                config={"ops": {"stream": {"config": {"rebuild": True}}}},
+                description="Writes every key of the chosen sinks to Redis again, and removes those no row stands for.",
             ),
         ],
         sensors=[automation(pipeline)],

@@ -69,15 +69,14 @@ class LocalEngine:
 
     def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None) -> Plan:
         """One transaction between two ticks: all steps are told of when it is done."""
-        plan = _plan(self._action("apply", rebuild=list(rebuild)))
-        if tell:
-            for step in plan.steps:
-                tell(step, 1.0, "done")
-        return plan
+        return _told(_plan(self._action("apply", rebuild=list(rebuild))), tell)
 
     def roll_back(self, tell: Tell | None = None) -> Plan:
-        """Raises `EngineError`: nothing that was replaced is kept."""
-        raise EngineError("the local engine keeps nothing it has replaced: undo the change in sql/, and `recs apply`")
+        """Builds anew what was deployed before the files last changed; readers go over when it is complete.
+
+        Raises `EngineError` when there is nothing to go back to.
+        """
+        return _told(_plan(self._action("roll_back")), tell)
 
     def health(self) -> dict[str, Any]:
         """`{"pid": …}` as soon as the engine ticks. Raises `EngineUnavailable` before."""
@@ -96,7 +95,7 @@ class LocalEngine:
         return answer
 
     def _action(self, name: str, **request: Any) -> Any:
-        options = self._patient if name in ("plan", "apply") else self._options
+        options = self._patient if name in ("plan", "apply", "roll_back") else self._options
         try:
             results = list(self._client.do_action(flight.Action(name, json.dumps(request).encode()), options))
         except (flight.FlightError, pa.ArrowException) as error:
@@ -113,7 +112,7 @@ class LocalEngine:
                 f"the engine at {self.url} does not answer: `recs status` shows what runs, `recs up` starts it"
             )
         text = str(error)
-        for word in ("query refused: ", "plan refused: ", "apply refused: ", "status refused: "):
+        for word in ("query refused: ", "plan refused: ", "apply refused: ", "roll_back refused: ", "status refused: "):
             text = text.partition(word)[2] or text
         return refused(text.partition(". Detail: Failed")[0].partition(". gRPC client debug context")[0])
 
@@ -131,3 +130,10 @@ def _plain(value: object) -> object:
 
 def _plan(steps: list[dict[str, str]]) -> Plan:
     return Plan(tuple(Step(Action(s["action"]), s["name"], s["version"], s["reason"]) for s in steps))
+
+
+def _told(plan: Plan, tell: Tell | None) -> Plan:
+    if tell:
+        for step in plan.steps:
+            tell(step, 1.0, "done")
+    return plan

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from recs_platform.deployment import Deployment
 from recs_platform.engines import transpile
+from recs_platform.engines.local import files
 from recs_platform.engines.local.branches import STATE, Branches, Handed, Part, refresh_all, split
 from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.engines.local.cdc import TableChanges
@@ -44,7 +45,6 @@ CREATE TABLE IF NOT EXISTS recs.deployed (
   name VARCHAR PRIMARY KEY, kind VARCHAR, fingerprint VARCHAR, deployed_at TIMESTAMPTZ, changed_at TIMESTAMPTZ);
 CREATE TABLE IF NOT EXISTS recs.positions (
   topic VARCHAR, kafka_partition INTEGER, next_offset BIGINT, incarnation VARCHAR, PRIMARY KEY (topic, kafka_partition));
-CREATE TABLE IF NOT EXISTS recs.texts (name VARCHAR PRIMARY KEY, text VARCHAR);
 CREATE TABLE IF NOT EXISTS recs.facts (name VARCHAR PRIMARY KEY, value VARCHAR);
 CREATE TABLE IF NOT EXISTS recs.dirty (sink VARCHAR, key VARCHAR);
 CREATE TABLE IF NOT EXISTS recs.prefixes (name VARCHAR, version VARCHAR, is_live BOOLEAN, PRIMARY KEY (name, version));
@@ -93,7 +93,7 @@ class Database:
             "SET disabled_optimizers = 'common_subplan'"
         )  # costs small ticks 5 %, finds nothing in them
         transpile.install(self.connection.inner)
-        self.connection.execute(_STATE + STATE)
+        self.connection.execute(_STATE + STATE + files.STATE)
         self.connection.execute("SET enable_external_access = false")
         self.pipeline = Pipeline({})
         self.refreshers: list[Refresher] = []
@@ -166,7 +166,7 @@ class Database:
         Raises `UnsupportedSql` for a relation the local engine could not keep right; nothing has changed then.
         """
         refreshers = self.refreshers if pipeline is self.pipeline else refreshers_of(pipeline, self._storage)
-        plan = self._plan(pipeline, rebuild)
+        plan, before = self._plan(pipeline, rebuild), self.deployed()
         self._branches.catch_up(self._split[1] if self.refreshers else self._parts_in_file(refreshers), self.connection)
         self._tune(is_small=False)
         with self.transaction() as connection:
@@ -176,7 +176,7 @@ class Database:
             for step in plan.of(Action.DROP):
                 self._drop(step.name, step.version, gone=step.name not in pipeline.relations)
             self._settle_kinds(refreshers)
-            self._keep_texts(pipeline)
+            files.keep(connection, pipeline, is_other=before != files.fingerprints(pipeline))
             self._branches.keep(None, connection)
             for relation in pipeline:
                 if relation.is_materialized or relation.query is not None:
@@ -192,21 +192,16 @@ class Database:
         """The parts as they were when the file was left."""
         deployed = self.deployed()
         if any(deployed.get(r.relation.name, r.relation.fingerprint) != r.relation.fingerprint for r in refreshers):
-            texts = dict(self.connection.execute("SELECT name, text FROM recs.texts").fetchall())
-            refreshers = refreshers_of(Pipeline.of_texts(texts), self._storage)
+            refreshers = refreshers_of(files.kept(self.connection), self._storage)
         there = {f"{name}__{fingerprint}" for name, fingerprint in deployed.items()}
         known = [refresher for refresher in refreshers if refresher.table in there]
         for refresher in known:
             refresher.open(self.connection)
         return split(known)[1]
 
-    def _keep_texts(self, pipeline: Pipeline) -> None:
-        """The files as they are deployed, so that a plan can say what differs."""
-        self.connection.execute("DELETE FROM recs.texts")
-        if pipeline.relations:
-            marks = ", ".join("(?, ?)" for _ in pipeline)
-            texts = chain(*((relation.name, relation.text) for relation in pipeline))
-            self.connection.execute(f"INSERT INTO recs.texts VALUES {marks}", list(texts))
+    def deployed_pipeline(self, former: bool = False) -> Pipeline:
+        """The files as they are deployed, or as they were before they last changed; empty where nobody knows."""
+        return files.kept(self.connection, former)
 
     def _settle_kinds(self, refreshers: Iterable[Refresher]) -> None:
         """A file of another release may hold rows of what this one merely derives."""
@@ -243,9 +238,9 @@ class Database:
         )
 
     def _new_prefix(self, sink: Relation) -> None:
-        """All keys of a new sink are to be written; readers go over once they are."""
+        """All keys of a new sink are to be written, and those without a row to go; readers go over once that is done."""
         self.connection.execute(
-            "INSERT OR IGNORE INTO recs.prefixes VALUES (?, ?, false)", [sink.redis_name, sink.fingerprint]
+            "INSERT OR REPLACE INTO recs.prefixes VALUES (?, ?, false)", [sink.redis_name, sink.fingerprint]
         )
         self.mark_all_dirty(sink)
 
@@ -331,6 +326,11 @@ class Database:
         rows = pa.concat_tables(list(batches))
         self.tick(now, TickInput(changes={table: TableChanges(truncated=True, upserts=rows, deletes=None)}))
         self.set_fact(_snapshot_fact(self.pipeline[table]), "loaded")
+
+    def awaits_snapshot(self, relation: Relation) -> bool:
+        """Whether a catalog table that it is made from has not been read yet."""
+        tables = (r for r in self.pipeline.with_ancestors({relation.name}) if "table" in r.options)
+        return not all(self.has_snapshot(table.name) for table in tables)
 
     def has_snapshot(self, table: str) -> bool:
         return self.fact(_snapshot_fact(self.pipeline[table])) is not None

@@ -11,17 +11,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
 
 from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed, CatalogTable
 from recs_platform.engines.local.database import Database, TickInput
+from recs_platform.engines.local.files import fingerprints
 from recs_platform.engines.local.intake import Intake, KafkaIntake
 from recs_platform.engines.local.meter import Meter
 from recs_platform.engines.local.redis_sink import RedisSink
 from recs_platform.engines.local.waiting import Waiting
-from recs_platform.errors import SourceError
+from recs_platform.errors import EngineError, SourceError
 from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Action, Plan, Step
 from recs_platform.schema import copies, needed_columns
@@ -40,6 +42,7 @@ SAMPLE = 10  # the delay of one message in so many is noted
 BETWEEN_CATALOG_POLLS = 0.2
 BETWEEN_TRIMS = 60.0
 RETRY_CATALOG = 1.0
+_LEFT = "left"  # the fact that names the files somebody has gone back from
 
 
 class Engine:
@@ -56,7 +59,7 @@ class Engine:
         self._next = {"catalog": 0.0, "trim": 0.0, "lag": 0.0}
         self._clock_moved_at = datetime.fromtimestamp(0, UTC)
         self._catalog_thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
-        self.apply()
+        self._begin()
         self._open()
 
     def _open(self) -> None:
@@ -233,8 +236,31 @@ class Engine:
 
     def apply(self, rebuild: Iterable[str] = ()) -> Plan:
         """Reads `sql/` anew and deploys it. Raises `PipelineError` and changes nothing where a file is wrong."""
+        plan = self._deploy(Pipeline.load(self.settings.sql_dir), rebuild)
+        self.database.set_fact(_LEFT, "")
+        return plan
+
+    def roll_back(self) -> Plan:
+        """Deploys what was deployed before the files last changed, built anew from what is kept.
+
+        The files as they are now are not deployed by a mere start of the engine any more, only by `apply`.
+        """
+        former, left = self.database.deployed_pipeline(former=True), _digest(self.database.pipeline)
+        if not former.relations:
+            raise EngineError("there is nothing to go back to: no other files have been deployed here")
+        plan = self._deploy(former)
+        self.database.set_fact(_LEFT, left)
+        return plan
+
+    def _begin(self) -> None:
+        """Deploys the files, unless they are those that somebody has gone back from."""
+        files, deployed = Pipeline.load(self.settings.sql_dir), self.database.deployed_pipeline()
+        has_left = deployed.relations and self.database.fact(_LEFT) == _digest(files)
+        self._deploy(deployed if has_left else files)
+
+    def _deploy(self, pipeline: Pipeline, rebuild: Iterable[str] = ()) -> Plan:
         topics = set(self.database.pipeline.topics)
-        plan = self.database.deploy(Pipeline.load(self.settings.sql_dir), self.clock(), rebuild)
+        plan = self.database.deploy(pipeline, self.clock(), rebuild)
         for step in plan.steps:
             log.info("%s", step)
         if topics:
@@ -274,6 +300,10 @@ class Engine:
 
     def lag(self) -> int:
         return sum(int(x["lag"]) for x in self.lags)
+
+
+def _digest(pipeline: Pipeline) -> str:
+    return blake2b(repr(sorted(fingerprints(pipeline).items())).encode(), digest_size=8).hexdigest()
 
 
 def _rest(took: float, taken: int) -> float:

@@ -7,6 +7,7 @@ twice is the same key. A Redis that lost its memory (another server, or the poin
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from itertools import islice
 
 import redis
@@ -67,28 +68,33 @@ class RedisSink:
             self.written += len(chunk)
 
     def _settle(self) -> None:
-        """Once a deployment, and after a refill: sets the pointers and removes what is old."""
+        """Once a deployment, and after a refill: sets the pointers and removes what is old.
+
+        The pointers are set when all keys of all new versions are there, at one moment: that is the whole switch. What
+        readers have stays while a catalog table of its successor has still to be read.
+        """
         if self._settled == self._database.deployments:
             return
-        for sink in self._database.sinks():
-            self._go_over(sink)
+        live = self._live_versions()
+        going = [sink for sink in self._database.sinks() if live.get(sink.redis_name) != sink.fingerprint]
+        if any(sink.redis_name in live and self._database.awaits_snapshot(sink) for sink in going):
+            return
+        for sink in going:
+            self._verify(sink)
+        self._go_over(going)
         self._drop_old_prefixes()
         self._settled = self._database.deployments
 
-    def _go_over(self, sink: Relation) -> None:
-        """The pointer is set only when all keys of the new version are there: that is the whole switch."""
-        connection = self._database.connection
-        live = connection.execute(
-            "SELECT is_live FROM recs.prefixes WHERE name = ? AND version = ?", [sink.redis_name, sink.fingerprint]
-        ).fetchone()
-        if live and live[0]:
-            return
-        self._verify(sink)
-        self._redis.set(keys.marker(sink.redis_name, sink.fingerprint), "1")
-        self._redis.set(keys.pointer(sink.redis_name), sink.fingerprint)
-        connection.execute(
-            "UPDATE recs.prefixes SET is_live = (version = ?) WHERE name = ?", [sink.fingerprint, sink.redis_name]
-        )
+    def _go_over(self, going: Sequence[Relation]) -> None:
+        with self._redis.pipeline(transaction=True) as pipe:
+            for sink in going:
+                pipe.set(keys.marker(sink.redis_name, sink.fingerprint), "1")
+                pipe.set(keys.pointer(sink.redis_name), sink.fingerprint)
+            pipe.execute()
+        for sink in going:
+            self._database.connection.execute(
+                "UPDATE recs.prefixes SET is_live = (version = ?) WHERE name = ?", [sink.fingerprint, sink.redis_name]
+            )
 
     def _verify(self, sink: Relation) -> None:
         """Removes keys under the prefix that no row stands for; a key that is missing is an error to be retried."""

@@ -37,7 +37,7 @@ class TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]
 
 
 class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
-    """`do_get` answers SQL; `do_action` answers status, deployed, plan and apply, each as JSON."""
+    """`do_get` answers SQL; `do_action` answers status, deployed, plan, apply and roll_back, each as JSON."""
 
     def __init__(self, engine: Engine, location: str, token: str) -> None:
         super().__init__(location, middleware={"token": TokenCheck(token)})
@@ -53,6 +53,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             ),
             "plan": lambda request: self._between_ticks(engine.plan, request),
             "apply": lambda request: self._between_ticks(engine.apply, request),
+            "roll_back": lambda _: _as_json(engine.ask(engine.roll_back)),
         }
 
     def _between_ticks(self, work: Callable[[Sequence[str]], Plan], request: Mapping[str, Any]) -> list[dict[str, str]]:
