@@ -143,6 +143,7 @@ class Applier:
 
     def _switch(self, going: Sequence[Version]) -> None:
         """All sinks at one moment, so that no reader sees lists of one deployment and products of another."""
+        began = time.perf_counter()
         with self._redis.pipeline(transaction=True) as pipe:
             for version in going:
                 pipe.hdel(keys.REPLACED, version.physical_name)
@@ -150,6 +151,10 @@ class Applier:
                     pipe.set(keys.marker(version.redis_name, str(version.id)), "1")
                     pipe.set(keys.pointer(version.redis_name), str(version.id))
             pipe.execute()
+        took = f"Redis went over in {1000 * (time.perf_counter() - began):.1f} ms"
+        for version in going:
+            if version.redis_name:
+                self._tell(Step(Action.SWITCH, version.name, str(version.id), ""), 1.0, took)
         for version in going:
             if version.kind != Kind.SINK and not version.is_connection:
                 self._engine.publish(version.name, version.id)

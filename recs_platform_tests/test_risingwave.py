@@ -19,7 +19,7 @@ from recs_platform import applying
 from recs_platform.deployment import VersionId, physical_name
 from recs_platform.engines import risingwave
 from recs_platform.engines.risingwave import RisingWaveEngine, publication, statement, without_secrets
-from recs_platform.errors import EngineError, PipelineError
+from recs_platform.errors import EngineError, PipelineError, QueryError
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.serving import keys
 from recs_platform.settings import Settings, default_sql_dir
@@ -318,6 +318,24 @@ def test_an_edited_view_is_built_beside_the_old_one_and_swapped_in(cluster: Clus
     assert [text.split()[0] for text in swap] == ["CREATE", "ALTER", "DROP"]
     assert not any(text.startswith("DROP MATERIALIZED VIEW") for text in cluster.catalog.sent), "kept for a way back"
     assert any("Snapshot [50.00%" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("sql", "asks"),
+    [
+        ("SELECT 1", True), ("  select ';' AS semicolon ; ", True), ("WITH a AS (SELECT 1) SELECT * FROM a", True),
+        ("SELECT 1; DROP TABLE a", False), ("DROP TABLE a", False), ("/* SELECT */ DELETE FROM a", False), ("", False),
+        ("-- only a comment", False), ("SELECT 'open", False),
+    ],
+)  # fmt: skip
+def test_a_question_is_one_statement_that_changes_nothing(sql: str, asks: bool) -> None:
+    assert risingwave.is_one_question(sql) is asks
+
+
+def test_what_is_no_question_is_not_sent(cluster: Cluster) -> None:
+    with pytest.raises(QueryError, match="one SELECT is wanted"):
+        cluster.engine.query("SELECT 1; DROP TABLE product_catalog")
+    assert cluster.catalog.sent == []
 
 
 def test_a_connection_takes_its_slot_along(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,10 +20,14 @@ import pyarrow as pa
 import redis
 from psycopg import sql
 from psycopg.rows import dict_row
+from sqlglot.errors import SqlglotError
+from sqlglot.tokenizer_core import TokenType
+from sqlglot.tokens import Tokenizer
 
 from recs_platform.applying import Applier, locked, replacements
 from recs_platform.capabilities import Capabilities
 from recs_platform.catalog import connected, ensure_catalog
+from recs_platform.columns import DIALECT
 from recs_platform.deployment import (
     Deployment,
     Version,
@@ -69,6 +73,7 @@ _KINDS = {
     "source": Kind.SOURCE,
     "sink": Kind.SINK,
 }
+_QUESTIONS = {"SELECT", "WITH", "EXPLAIN", "SHOW", "DESCRIBE"}
 _VERSION = re.compile(r"RisingWave-(\d+)\.(\d+)")
 _SECRET_OPTION = re.compile(
     r"((?:password|secret|token)[\w.]*\"?\s*[:=]\s*)(?:'(?:[^']|'')*'|\"[^\"]*\"|[^\s,)'\"]+)", re.IGNORECASE
@@ -283,7 +288,7 @@ class RisingWaveEngine:
 
     def query(self, sql: str, params: Sequence[object] | None = None) -> pa.Table:
         """Rows of one SELECT as an Arrow table; `params` are bound to `$1`, `$2`, …. Raises `QueryError` where it is refused."""
-        if not re.match(r"\s*(SELECT|WITH|EXPLAIN|SHOW|DESCRIBE)\b", sql, re.IGNORECASE):
+        if not is_one_question(sql):
             raise QueryError("one SELECT is wanted; the pipeline is changed in sql/")
         with self._translated(QueryError), psycopg.RawCursor(self._connection) as cursor:
             cursor.execute(sql.encode(), list(params) if params is not None else None)
@@ -326,6 +331,17 @@ def statement(relation: Relation, targets: Mapping[str, VersionId], settings: Se
         "replication_slot": slot_name(settings.replication_slot, version),
     }
     return render(relation.statement.renamed(physical_names(targets)), variables).rstrip().rstrip(";")
+
+
+def is_one_question(sql: str) -> bool:
+    """Whether it is one statement, and one that changes nothing."""
+    try:
+        tokens = Tokenizer(dialect=DIALECT).tokenize(sql)
+    except SqlglotError:
+        return False
+    kinds = [token.token_type for token in tokens]
+    ends = kinds.index(TokenType.SEMICOLON) + 1 if TokenType.SEMICOLON in kinds else len(kinds)
+    return bool(tokens) and tokens[0].text.upper() in _QUESTIONS and ends == len(kinds)
 
 
 def risingwave_version(text: str) -> tuple[int, int]:
