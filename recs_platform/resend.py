@@ -16,21 +16,18 @@ from typing import Any, cast
 
 import jq
 import psycopg
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from psycopg.types.json import Jsonb
 
 from recs_platform.catalog import CONNECT_SECONDS, refused
 from recs_platform.dead_letters import Choice, DeadLetter, Judge, Origin, letters, origins
 from recs_platform.engines.base import StreamEngine
-from recs_platform.errors import EngineError, SourceError
+from recs_platform.errors import EngineError
 from recs_platform.events import EventProducer
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings
-from recs_platform.topics import admin_client, describe, describe_topics, log_ends, log_starts
+from recs_platform.topic_reader import read_from, spans
 
 HEADER = "recs-dead-letter"
-SCAN_SECONDS = 30.0
-QUIET_SECONDS = 1.0
 _LOCK = 0x7265_6373  # pg_advisory_lock: "recs"
 
 _TABLE = """
@@ -40,7 +37,6 @@ CREATE TABLE IF NOT EXISTS recs.resent (
   claimed_at timestamptz NOT NULL DEFAULT now(), sent_at timestamptz)"""
 
 Connection = psycopg.Connection[tuple[Any, ...]]
-Ends = Mapping[int, int]
 
 
 @dataclass
@@ -186,7 +182,7 @@ def _send(
     if not puts:
         return
     topic = judges.origin(puts[0].letter.label).topic
-    ends = Jsonb(_ends(settings.kafka_bootstrap_servers, topic))
+    ends = Jsonb({p: span.next for p, span in spans(settings.kafka_bootstrap_servers, topic).items()})
     with connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO recs.resent (letter, topic, ends) VALUES (%s, %s, %s)",
@@ -235,57 +231,13 @@ def _settle(settings: Settings, connection: Connection) -> int:
     return len(found)
 
 
-def _ends(servers: str, topic: str) -> dict[int, int]:
-    """The offset that the next message of each partition gets, or a little less."""
-    try:
-        admin = admin_client(servers)
-        info = describe_topics(admin, [topic]).get(topic)
-        return {
-            p: end for (_, p), end in log_ends(admin, [(topic, p) for p in (info.partitions if info else ())]).items()
-        }
-    except KafkaException as error:
-        raise SourceError(f"Kafka at {servers}: topic {topic}: {describe(error)}") from None
-
-
-def _headers(servers: str, topic: str, lowest: Ends) -> set[str]:
+def _headers(servers: str, topic: str, lowest: Mapping[int, int]) -> set[str]:
     """The ids in the headers of all messages from these offsets on. Raises `SourceError`."""
-    try:
-        admin = admin_client(servers)
-        info = describe_topics(admin, [topic]).get(topic)
-        starts = log_starts(admin, [(topic, p) for p in (info.partitions if info else ())])
-    except KafkaException as error:
-        raise SourceError(f"Kafka at {servers}: topic {topic}: {describe(error)}") from None
-    reader = Consumer(
-        {
-            "bootstrap.servers": servers,
-            "group.id": "recs-dead-letters",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "log_level": 0,
-        }
-    )
-    try:
-        reader.assign([TopicPartition(topic, p, max(start, lowest.get(p, 0))) for (_, p), start in starts.items()])
-        return _read(reader, servers, topic, {p for _, p in starts})
-    finally:
-        reader.close()
-
-
-def _read(reader: Consumer, servers: str, topic: str, open_partitions: set[int]) -> set[str]:
-    """Up to the end of every partition, and a little on: the embedded broker may say that it ends a batch too early."""
+    starts = {p: max(span.first, lowest.get(p, 0)) for p, span in spans(servers, topic).items()}
     found = set[str]()
-    while (message := reader.poll(SCAN_SECONDS if open_partitions else QUIET_SECONDS)) is not None:
-        error = message.error()
-        if error and error.code() == KafkaError._PARTITION_EOF:
-            open_partitions.discard(message.partition() or 0)
-        elif error:
-            raise SourceError(f"Kafka at {servers}: topic {topic}: {error.str()}")
-        else:
-            headers = cast(Iterable[tuple[str, bytes]], message.headers() or ())
-            found |= {value.decode() for name, value in headers if name == HEADER}
-    if open_partitions:
-        raise SourceError(f"Kafka at {servers}: topic {topic} was not read to its end within {SCAN_SECONDS:.0f} s")
+    for message in read_from(servers, topic, starts):
+        headers = cast(Iterable[tuple[str, bytes]], message.headers() or ())
+        found |= {value.decode() for name, value in headers if name == HEADER}
     return found
 
 

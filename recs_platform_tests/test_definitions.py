@@ -137,6 +137,7 @@ def shop(
     """A running engine, and the environment that a code server of its stack has."""
     shop = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix)
     monkeypatch.setenv("RECS_SQL_DIR", str(shop.settings.sql_dir))
+    monkeypatch.setenv("RECS_KAFKA_BOOTSTRAP_SERVERS", kafka_servers)
     monkeypatch.setenv("RECS_POSTGRES_URL", postgres_url)
     monkeypatch.setenv("RECS_REPLICATION_SLOT", shop.settings.replication_slot)
     with local(shop) as engine:

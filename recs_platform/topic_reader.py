@@ -1,0 +1,67 @@
+"""Reads a stretch of a topic to its end, once: for looking at it, beside those who consume it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from recs_platform.errors import SourceError
+from recs_platform.topics import admin_client, describe, describe_topics, log_ends, log_starts
+
+SECONDS = 30.0
+QUIET_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a partition keeps: the first offset, and the one that the next message gets, or a little less."""
+
+    first: int
+    next: int
+
+
+def spans(servers: str, topic: str) -> dict[int, Span]:
+    """By partition; none for a topic that is not there. Raises `SourceError`."""
+    try:
+        admin = admin_client(servers)
+        info = describe_topics(admin, [topic]).get(topic)
+        partitions = [(topic, partition) for partition in (info.partitions if info else ())]
+        first, following = log_starts(admin, partitions), log_ends(admin, partitions)
+    except KafkaException as error:
+        raise SourceError(f"Kafka at {servers}: topic {topic}: {describe(error)}") from None
+    return {at[1]: Span(first[at], following[at]) for at in partitions}
+
+
+def read_from(servers: str, topic: str, starts: Mapping[int, int], seconds: float = SECONDS) -> Iterator[Message]:
+    """The messages of these partitions from these offsets on, to the end.
+
+    And a little on: the embedded broker may say that a partition ends a batch too early. Raises `SourceError` where the
+    next message, or the end, does not come within `seconds`.
+    """
+    reader = Consumer(
+        {
+            "bootstrap.servers": servers,
+            "group.id": "recs-reader",  # nothing is ever committed
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+            "log_level": 0,
+        }
+    )
+    left = set(starts)
+    try:
+        reader.assign([TopicPartition(topic, partition, offset) for partition, offset in starts.items()])
+        while (message := reader.poll(seconds if left else QUIET_SECONDS)) is not None:
+            error = message.error()
+            if error is None:
+                yield message
+            elif error.code() == KafkaError._PARTITION_EOF:
+                left.discard(message.partition() or 0)
+            else:
+                raise SourceError(f"Kafka at {servers}: topic {topic}: {error.str()}")
+        if left:
+            raise SourceError(f"Kafka at {servers}: topic {topic} was not read to its end within {seconds:.0f} s")
+    finally:
+        reader.close()
