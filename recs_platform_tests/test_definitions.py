@@ -304,7 +304,7 @@ def test_a_breaking_change_fails_the_check_and_names_what_feels_it(tables: psyco
     [broken] = [e for e in after.asset_events if isinstance(e, dg.AssetCheckEvaluation) and not e.passed]
     said = str(broken.metadata["what"].value)
     assert said == (
-        "- column price of public.product_catalog is called cost now; read by products_sink, felt by products_sink, "
+        "column price of public.product_catalog is called cost now; read by products_sink, felt by products_sink, "
         "recs:products:*"
     )
     assert "RECS_FOLLOW_BREAKING_CHANGES" in str(broken.metadata["next"].value)

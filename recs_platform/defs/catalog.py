@@ -115,10 +115,10 @@ def _evidence(found: Sequence[Drift]) -> dict[str, dg.MetadataValue[Any]]:
         "breaking": dg.MetadataValue.int(len(broken)),
     }
     if broken:
-        evidence["what"] = dg.MetadataValue.md("\n".join(f"- {drift}" for drift in broken))
+        evidence["what"] = dg.MetadataValue.text("\n".join(map(str, broken)))
         evidence["next"] = dg.MetadataValue.text(NEXT)
     if others:
-        evidence["notes"] = dg.MetadataValue.md("\n".join(f"- {drift}" for drift in others))
+        evidence["notes"] = dg.MetadataValue.text("\n".join(map(str, others)))
     return evidence
 
 

@@ -122,7 +122,7 @@ def _evidence(found: Sequence[FieldDrift], looked_at: int) -> dict[str, dg.Metad
         "worst share": dg.MetadataValue.float(max((drift.share for drift in mattering), default=0.0)),
     }
     if found:
-        evidence["what"] = dg.MetadataValue.md("\n".join(f"- {drift}" for drift in found))
+        evidence["what"] = dg.MetadataValue.text("\n".join(map(str, found)))
     if mattering:
         evidence["next"] = dg.MetadataValue.text(
             "Messages that cannot be used are dead letters: `recs dead-letters`. If the new shape is meant, follow it in the "

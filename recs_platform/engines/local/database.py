@@ -160,9 +160,17 @@ class Database:
     def _plan(self, pipeline: Pipeline, rebuild: Iterable[str]) -> Plan:
         return make_plan(pipeline, Deployment.of_live(self.deployed()), CAPABILITIES, rebuild)
 
-    def deploy(self, pipeline: Pipeline, now: datetime, rebuild: Iterable[str] = ()) -> Plan:
+    def deploy(
+        self,
+        pipeline: Pipeline,
+        now: datetime,
+        rebuild: Iterable[str] = (),
+        snapshots: Mapping[str, pa.Table] | None = None,
+    ) -> Plan:
         """Makes the deployed relations those of the pipeline, whole or not at all.
 
+        `snapshots`: the rows (as text) of catalog tables that are created, so that the views that look them up find them;
+        one that is not among them is empty until it is read.
         Raises `UnsupportedSql` for a relation the local engine could not keep right; nothing has changed then.
         """
         refreshers = self.refreshers if pipeline is self.pipeline else refreshers_of(pipeline, self._storage)
@@ -173,6 +181,8 @@ class Database:
             set_time(connection, self._then, self._then)  # all views are of one time, new ones too
             for step in plan.of(Action.CREATE):
                 self._create(pipeline[step.name], pipeline, {r.relation.name: r for r in refreshers}, now)
+                if (rows := (snapshots or {}).get(step.name)) is not None:
+                    self._fill(pipeline[step.name], rows)
             for step in plan.of(Action.DROP):
                 self._drop(step.name, step.version, gone=step.name not in pipeline.relations)
             self._settle_kinds(refreshers)
@@ -236,6 +246,14 @@ class Database:
             "INSERT OR REPLACE INTO recs.deployed VALUES (?, ?, ?, ?, ?)",
             [relation.name, str(relation.kind), relation.fingerprint, now, now],
         )
+
+    def _fill(self, table: Relation, rows: pa.Table) -> None:
+        """With a snapshot instead of whatever it has."""
+        physical = quoted(table.physical_name)
+        self.connection.execute(f"DELETE FROM {physical}")
+        with self._registered("rows", with_columns(rows, [c.name for c in table.columns])):
+            self.connection.execute(f"INSERT INTO {physical} SELECT {', '.join(_typed(table).values())} FROM rows")
+        self.set_fact(_snapshot_fact(table), "loaded")
 
     def _new_prefix(self, sink: Relation) -> None:
         """All keys of a new sink are to be written, and those without a row to go; readers go over once that is done."""
@@ -332,6 +350,11 @@ class Database:
         tables = (r for r in self.pipeline.with_ancestors({relation.name}) if "table" in r.options)
         return not all(self.has_snapshot(table.name) for table in tables)
 
+    def forget_snapshots(self) -> None:
+        """All catalog tables are to be read anew: the slot they were followed through is another one."""
+        self.set_fact("lsn", "0")
+        self.connection.execute("DELETE FROM recs.facts WHERE name LIKE 'snapshot:%'")
+
     def has_snapshot(self, table: str) -> bool:
         return self.fact(_snapshot_fact(self.pipeline[table])) is not None
 
@@ -370,9 +393,7 @@ class Database:
             tick.add(source.physical_name, [c.name for c in source.columns], f"SELECT {selected} FROM messages")
 
     def _apply_catalog(self, relation: Relation, changes: TableChanges, tick: Tick) -> None:
-        typed = {
-            c.name: f"TRY_CAST({quoted(c.name)} AS {duckdb_type(c.type)}) AS {quoted(c.name)}" for c in relation.columns
-        }
+        typed = _typed(relation)
         keys = ", ".join(typed[k] for k in relation.key)
         same = " AND ".join(f"r.{quoted(k)} = t.{quoted(k)}" for k in relation.key)
         upserts = with_columns(changes.upserts, list(typed))
@@ -468,6 +489,11 @@ class Database:
     def _saved_time(self) -> datetime:
         saved = self.fact("time")
         return datetime.fromisoformat(saved) if saved else datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=1)
+
+
+def _typed(table: Relation) -> dict[str, str]:
+    """Column → what makes it of its text; NULL where the text is none of that type."""
+    return {c.name: f"TRY_CAST({quoted(c.name)} AS {duckdb_type(c.type)}) AS {quoted(c.name)}" for c in table.columns}
 
 
 def _snapshot_fact(table: Relation) -> str:

@@ -76,7 +76,13 @@ class Engine:
         return intake
 
     def _new_feed(self) -> CatalogFeed:
-        pipeline, lenient = self.database.pipeline, self.settings.follow_breaking_changes
+        self._feed_ready = False
+        self._asked: Future[CatalogBatch] | None = None
+        self._committed_to = 0  # what PostgreSQL may forget
+        return self._feed_of(self.database.pipeline)
+
+    def _feed_of(self, pipeline: Pipeline) -> CatalogFeed:
+        lenient = self.settings.follow_breaking_changes
         tables = [
             CatalogTable(
                 r.name,
@@ -88,9 +94,6 @@ class Engine:
             )
             for r in copies(pipeline)
         ]
-        self._feed_ready = False
-        self._asked: Future[CatalogBatch] | None = None
-        self._committed_to = 0  # what PostgreSQL may forget
         s = self.settings
         return CatalogFeed(s.require("postgres_url"), s.publication, s.replication_slot, tables)
 
@@ -260,12 +263,34 @@ class Engine:
 
     def _deploy(self, pipeline: Pipeline, rebuild: Iterable[str] = ()) -> Plan:
         topics = set(self.database.pipeline.topics)
-        plan = self.database.deploy(pipeline, self.clock(), rebuild)
+        snapshots = self._read_tables(pipeline, self.database.plan(pipeline, rebuild))
+        plan = self.database.deploy(pipeline, self.clock(), rebuild, snapshots)
         for step in plan.steps:
             log.info("%s", step)
         if topics:
             self._reopen(topics, plan)
         return plan
+
+    def _read_tables(self, pipeline: Pipeline, plan: Plan) -> dict[str, pa.Table]:
+        """The catalog tables that the plan creates where others look them up already: a lookup is not made again later.
+
+        Raises `SourceError` where they cannot be read, but for an engine that is just starting: that goes on, and reads
+        them when it can.
+        """
+        if not self.database.deployed() or not plan.creates & {copy.name for copy in copies(pipeline)}:
+            return {}
+        feed = self._feed_of(pipeline)
+        try:
+            if feed.prepare():
+                self.database.forget_snapshots()
+            return {t.name: pa.concat_tables(feed.snapshot(t)) for t in feed.tables if t.name in plan.creates}
+        except SourceError:
+            if self.database.pipeline.relations:
+                raise
+            log.warning("the catalog cannot be read before what reads it is built")
+            return {}
+        finally:
+            feed.close()
 
     def _reopen(self, topics: set[str], plan: Plan) -> None:
         """A changed source or table is read from its beginning; nothing else notices."""
