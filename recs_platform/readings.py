@@ -74,7 +74,8 @@ def of_stream(status: Mapping[str, Any], pipeline: Pipeline) -> list[Reading]:
 
 
 def of_topics(status: Mapping[str, Any]) -> list[Reading]:
-    """`lag_messages` (sent, not taken in) and the counter `messages` (sent so far) of each topic."""
+    """`lag_messages` (sent, not taken in), `lag_seconds` (at most how old the oldest of these is), and the counter `messages`
+    (sent so far) of each topic."""
     partitions: dict[str, list[Mapping[str, Any]]] = {}
     for partition in status["partitions"]:
         partitions.setdefault(partition["topic"], []).append(partition)
@@ -83,7 +84,11 @@ def of_topics(status: Mapping[str, Any]) -> list[Reading]:
             topic_key(topic),
             state=_problem(status, "kafka"),
             counters={"messages": sum(p["end_offset"] for p in found)},
-            numbers={"lag_messages": sum(p["lag"] for p in found), "partitions": len(found)},
+            numbers={
+                "lag_messages": sum(p["lag"] for p in found),
+                "lag_seconds": max(p.get("lag_seconds", 0.0) for p in found),
+                "partitions": len(found),
+            },
         )
         for topic, found in partitions.items()
     ]
@@ -104,6 +109,8 @@ def _of_relation(
         state["deployed_at"] = entry["deployed_at"]
     if entry.get("mode"):
         state["refresh"] = entry["mode"]
+    if relation.kind is Kind.TABLE:
+        state |= _problem(status, "catalog")
     if relation.kind is Kind.SINK:
         state |= _problem(status, "redis")
         if any(ancestor.topic for ancestor in pipeline.with_ancestors({relation.name})):

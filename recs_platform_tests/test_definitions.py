@@ -16,7 +16,7 @@ import pytest
 
 from recs_platform.catalog import ensure_catalog
 from recs_platform.definitions import defs
-from recs_platform.defs import catalog, stream
+from recs_platform.defs import catalog, health, stream
 from recs_platform.defs.observe import observer
 from recs_platform.defs.resources import Platform
 from recs_platform.engines.local.client import LocalEngine
@@ -138,6 +138,7 @@ def shop(
     shop = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix)
     monkeypatch.setenv("RECS_SQL_DIR", str(shop.settings.sql_dir))
     monkeypatch.setenv("RECS_KAFKA_BOOTSTRAP_SERVERS", kafka_servers)
+    monkeypatch.setenv("RECS_REDIS_URL", redis_url)
     monkeypatch.setenv("RECS_POSTGRES_URL", postgres_url)
     monkeypatch.setenv("RECS_REPLICATION_SLOT", shop.settings.replication_slot)
     with local(shop) as engine:
@@ -261,6 +262,70 @@ def test_the_password_is_not_in_what_a_tick_says(monkeypatch: pytest.MonkeyPatch
     _, result = tick()
     assert "postgresql://shop:***@127.0.0.1" in result.skip_reason.skip_message
     assert "hunter2" not in result.skip_reason.skip_message
+
+
+# -- health -----------------------------------------------------------------------------------------------------------
+
+
+def evaluated(sensor: dg.SensorDefinition, cursor: str | None = None) -> tuple[dict[str, Any], dg.SensorResult]:
+    """Asset → its evaluation in one tick, and the tick's result."""
+    with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:
+        result = sensor(context)
+    assert isinstance(result, dg.SensorResult)
+    found = [event for event in result.asset_events if isinstance(event, dg.AssetCheckEvaluation)]
+    return {evaluation.asset_key.to_user_string(): evaluation for evaluation in found}, result
+
+
+def test_freshness_is_judged_for_every_relation_and_told_on_a_change(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline.load(shop.settings.sql_dir)
+    eventually(lambda: shop.engine is not None and len(shop.engine.lags) == 6)
+    found, result = evaluated(health.view_freshness(pipeline))
+    assert found.keys() == pipeline.relations.keys()
+    assert all(evaluation.passed for evaluation in found.values()), [e.description for e in found.values()]
+    found, result = evaluated(health.view_freshness(pipeline), result.cursor)
+    assert not found, "nothing is news"
+
+    monkeypatch.setenv("RECS_ENGINE_URL", f"grpc://127.0.0.1:{free_port()}")
+    found, result = evaluated(health.view_freshness(pipeline), result.cursor)
+    assert not any(evaluation.passed for evaluation in found.values())
+    assert "does not answer" in str(found["trending_products"].description)
+    assert f"{len(pipeline.relations)} broken" in result.skip_reason.skip_message
+
+
+def test_an_emptied_redis_and_a_lost_key_are_seen(shop: Shop) -> None:
+    pipeline = Pipeline.load(shop.settings.sql_dir)
+    shop.sql("INSERT INTO product_catalog (product_id, name) VALUES ('p1', 'One'), ('p2', 'Two')")
+    eventually(lambda: len(shop.documents("products")) == 2)
+    found, result = evaluated(health.sink_health(pipeline))
+    assert {name: e.passed for name, e in found.items()} == {s.name: True for s in pipeline.of_kind(Kind.SINK)}
+    assert found["products_sink"].metadata["looked_at"].value == 2
+
+    shop.redis.delete(f"recs:products:{shop.redis.get('recs:products')}:p1")
+    found, result = evaluated(health.sink_health(pipeline), result.cursor)
+    assert list(found) == ["products_sink"]
+    assert str(found["products_sink"].description).startswith("1 of 2 keys looked at are missing, recs:products:")
+
+
+def test_redis_that_is_away_is_what_is_wrong_with_all_sinks(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECS_REDIS_URL", f"redis://:hunter2@127.0.0.1:{free_port()}/0")
+    found, _ = evaluated(health.sink_health(Pipeline.load(shop.settings.sql_dir)))
+    assert {e.passed for e in found.values()} == {False}
+    assert "Redis at redis://:***@127.0.0.1" in str(found["products_sink"].description)
+
+
+def test_the_scheduled_run_judges_the_same(shop: Shop) -> None:
+    eventually(lambda: shop.engine is not None and len(shop.engine.lags) == 6)
+    result = loaded().resolve_job_def("freshness_check").execute_in_process()
+    found = {(e.asset_key.to_user_string(), e.check_name): e.passed for e in result.get_asset_check_evaluations()}
+    pipeline = Pipeline.load(shop.settings.sql_dir)
+    sinks = {(sink.name, "in_redis") for sink in pipeline.of_kind(Kind.SINK)}
+    assert found.keys() == {(name, "freshness") for name in pipeline.relations} | sinks
+    assert all(found.values())
+    [schedule] = loaded().schedules or []
+    assert isinstance(schedule, dg.ScheduleDefinition)
+    assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
 
 
 # -- the catalog's columns ---------------------------------------------------------------------------------------------

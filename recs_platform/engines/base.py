@@ -41,5 +41,8 @@ class StreamEngine(Protocol):
     def query(self, sql: str, params: Sequence[object] | None = None) -> pa.Table:
         """Rows of any relation; `params` are bound to `$1`, `$2`, …. Raises `QueryError` for SQL it refuses."""
 
+    def sampled_keys(self, sink: str, count: int, among: Sequence[str] | None = None) -> list[str]:
+        """The Redis keys that some rows of a live sink stand for, at most `count`; only those `among` some, if given."""
+
     def status(self) -> dict[str, Any]:
         """Progress and sizes: see `LocalEngine.status` for the fields."""

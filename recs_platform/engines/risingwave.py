@@ -224,6 +224,19 @@ class RisingWaveEngine:
         query = render(sink.statement.query_renamed(physical_names(targets)), {"version": str(targets[sink.name])})
         return self.query(f"SELECT key FROM ({query}) AS documents")
 
+    def sampled_keys(self, sink: str, count: int, among: Sequence[str] | None = None) -> list[str]:
+        """The first keys that the query of a live sink gives. Raises `EngineError` for one that is not deployed."""
+        deployment = self.deployment()
+        live = deployment.live.get(sink)
+        version = deployment.get(sink, live) if live else None
+        if version is None:
+            raise EngineError(f"{sink} is not deployed")
+        query = re.split(r"\bAS\b", version.definition, maxsplit=1, flags=re.IGNORECASE)[1]
+        query = re.split(r"\bWITH\s*\(\s*connector\b", query, maxsplit=1, flags=re.IGNORECASE)[0]
+        chosen, params = ("", None) if among is None else ("WHERE key = ANY($1)", [list(among)])
+        found = self.query(f"SELECT key FROM ({query}) AS documents {chosen} LIMIT {int(count)}", params)
+        return [str(key) for key in found.column("key").to_pylist()]
+
     def failure(self, physical: str) -> str:
         """Why a build came to nothing, in the engine's words."""
         events = self._rows(

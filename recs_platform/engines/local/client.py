@@ -78,6 +78,14 @@ class LocalEngine:
         """
         return _told(_plan(self._action("roll_back")), tell)
 
+    def sampled_keys(self, sink: str, count: int, among: Sequence[str] | None = None) -> list[str]:
+        """Keys of rows at random. Raises `QueryError` for a sink that is not deployed."""
+        if among is None:
+            found = self.query(f'SELECT key FROM "{sink}" USING SAMPLE {int(count)} ROWS')
+        else:
+            found = self.query(f'SELECT key FROM "{sink}" WHERE key = ANY($1) LIMIT {int(count)}', [list(among)])
+        return [str(key) for key in found.column("key").to_pylist()]
+
     def health(self) -> dict[str, Any]:
         """`{"pid": …}` as soon as the engine ticks. Raises `EngineUnavailable` before."""
         answer: dict[str, Any] = self._action("health")

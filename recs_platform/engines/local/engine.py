@@ -15,11 +15,12 @@ from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed, CatalogTable
 from recs_platform.engines.local.database import Database, TickInput
 from recs_platform.engines.local.files import fingerprints
-from recs_platform.engines.local.intake import Intake, KafkaIntake
+from recs_platform.engines.local.intake import Intake, KafkaIntake, PartitionLag
 from recs_platform.engines.local.meter import Meter
 from recs_platform.engines.local.redis_sink import RedisSink
 from recs_platform.engines.local.waiting import Waiting
@@ -55,6 +56,7 @@ class Engine:
         self.meter = Meter()
         self.problems: dict[str, str] = {}
         self.lags: list[dict[str, Any]] = []
+        self._newest: dict[str, datetime] = {}  # topic → when the newest message that is taken in was sent
         self._requests: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._next = {"catalog": 0.0, "trim": 0.0, "lag": 0.0}
         self._clock_moved_at = datetime.fromtimestamp(0, UTC)
@@ -163,8 +165,16 @@ class Engine:
             self.database.trim_logs(self.clock() - timedelta(hours=self.settings.log_retention_hours))
         if not messages.count:
             self.database.tidy()
+        for topic, table in messages.tables.items():
+            if table.num_rows:
+                self._newest[topic] = pc.max(table["received_at"]).as_py()
         if self._is_due("lag", 1.0):
-            self.lags = [asdict(lag) for lag in messages.lags]
+            self.lags = [asdict(lag) | {"lag_seconds": self._lag_seconds(lag)} for lag in messages.lags]
+
+    def _lag_seconds(self, lag: PartitionLag) -> float:
+        """At most how old the oldest message is that is not taken in: it is no older than the newest that is."""
+        since = self._newest.get(lag.topic, self.meter.started)
+        return round(max(0.0, (self.clock() - since).total_seconds()), 1) if lag.lag else 0.0
 
     # -- the catalog ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,245 @@
+"""Health: two sensors and a scheduled run that judge the same, as asset checks."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import dagster as dg
+
+from recs_platform.audit import Audit, audit
+from recs_platform.defs.observe import read_catalog, read_engine
+from recs_platform.defs.resources import Platform
+from recs_platform.errors import RecsError
+from recs_platform.health import Finding, Memory, Seen, State, dump_memory, judge, load_memory
+from recs_platform.lineage import catalog_key
+from recs_platform.pipeline import Kind, Pipeline
+from recs_platform.readings import Reading
+from recs_platform.settings import Settings
+
+FRESHNESS, IN_REDIS = "freshness", "in_redis"
+VIEWS_EVERY, SINKS_EVERY = 30, 60  # seconds between looks
+AT_LEAST_EVERY = 900  # seconds between evaluations that say the same
+CRON = "*/30 * * * *"
+REDIS_ENGINE_SECONDS = 20.0
+
+
+@dg.definitions
+def definitions() -> dg.Definitions:
+    pipeline = Pipeline.load(Settings.load().sql_dir)
+    both = [freshness_checks(pipeline), redis_checks(pipeline)]
+    job = dg.define_asset_job(
+        "freshness_check",
+        selection=dg.AssetSelection.checks(*both),
+        description="Judges what the sensors `view_freshness` and `sink_health` judge, as a run.",
+    )
+    schedule = dg.ScheduleDefinition(
+        name="freshness_check", job=job, cron_schedule=CRON, default_status=dg.DefaultScheduleStatus.RUNNING
+    )
+    sensors = [view_freshness(pipeline), sink_health(pipeline)]
+    return dg.Definitions(asset_checks=both, jobs=[job], schedules=[schedule], sensors=sensors)
+
+
+# -- freshness --------------------------------------------------------------------------------------------------------
+
+
+def look(platform: Platform, pipeline: Pipeline, memory: Memory) -> tuple[list[Finding], dict[tuple[str, ...], Seen]]:
+    """Takes readings of what answers and judges them. Never raises for a part that is away: that is a finding."""
+    readings, away = list[Reading](), ""
+    try:
+        readings += read_engine(platform, pipeline)
+    except RecsError as error:
+        away = str(error)
+    try:
+        readings += read_catalog(platform, pipeline)
+    except RecsError as error:
+        readings += [Reading(key, state={"problem": str(error)}) for key in _catalog_keys(pipeline)]
+    return judge(pipeline, readings, memory, time.time(), away)
+
+
+def _catalog_keys(pipeline: Pipeline) -> list[tuple[str, ...]]:
+    return [catalog_key(relation.options["table"]) for relation in pipeline if "table" in relation.options]
+
+
+def freshness_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
+    specs = [
+        dg.AssetCheckSpec(
+            FRESHNESS, asset=dg.AssetKey(relation.name), description="Whether what was sent is reflected in it by now."
+        )
+        for relation in pipeline
+    ]
+
+    @dg.multi_asset_check(specs=specs, can_subset=True)
+    def freshness(
+        context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> Iterator[dg.AssetCheckResult]:
+        """Without the sensor's memory: something that stands still counts as behind."""
+        findings, _ = look(platform, pipeline, {})
+        wanted = {key.asset_key for key in context.selected_asset_check_keys}
+        yield from (_result(f) for f in findings if dg.AssetKey(f.key) in wanted)
+
+    return freshness
+
+
+def view_freshness(pipeline: Pipeline) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="view_freshness",
+        target=None,
+        minimum_interval_seconds=VIEWS_EVERY,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Tells fresh, idle, behind, stalled and broken apart for every relation, and names the box to blame.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
+        """Evaluates the check `freshness` when a state changes, and every quarter of an hour."""
+        told, _, remembered = (context.cursor or "").partition("\n")
+        findings, memory = look(platform, pipeline, load_memory(remembered))
+        ours = [finding for finding in findings if finding.key[0] in pipeline.relations]
+        before = _told(told)
+        period = int(time.time() // AT_LEAST_EVERY)
+        due = [f for f in ours if before.get(f.key[0]) != f"{f.state} {period}"]
+        cursor = json.dumps({f.key[0]: f"{f.state} {period}" for f in ours})
+        return dg.SensorResult(
+            asset_events=[_evaluation(finding) for finding in due],
+            skip_reason=summary(findings),
+            cursor=f"{cursor}\n{dump_memory(memory)}",
+        )
+
+    return sensor
+
+
+def summary(findings: Iterable[Finding]) -> str:
+    """How many boxes are in each state, and each cause of trouble once."""
+    found = list(findings)
+    counts = [
+        f"{sum(f.state is state for f in found)} {state}" for state in State if any(f.state is state for f in found)
+    ]
+    causes = dict.fromkeys(f"{'/'.join(f.blame)}: {f.words}" for f in found if not f.state.is_well and f.blame == f.key)
+    return "; ".join([", ".join(counts), *causes])
+
+
+def _told(text: str) -> dict[str, str]:
+    try:
+        found = json.loads(text or "{}")
+        return found if isinstance(found, dict) else {}
+    except ValueError:
+        return {}
+
+
+def _result(finding: Finding) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        asset_key=dg.AssetKey(finding.key),
+        check_name=FRESHNESS,
+        passed=finding.state.is_well,
+        severity=_severity(finding),
+        description=finding.words,
+        metadata=_evidence(finding),
+    )
+
+
+def _evaluation(finding: Finding) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(finding.key),
+        check_name=FRESHNESS,
+        passed=finding.state.is_well,
+        severity=_severity(finding),
+        description=finding.words,
+        metadata=_evidence(finding),
+    )
+
+
+def _severity(finding: Finding) -> dg.AssetCheckSeverity:
+    return dg.AssetCheckSeverity.WARN if finding.state is State.BEHIND else dg.AssetCheckSeverity.ERROR
+
+
+def _evidence(finding: Finding) -> dict[str, dg.MetadataValue[Any]]:
+    """Numbers as numbers, so that Dagster plots them."""
+    found: dict[str, dg.MetadataValue[Any]] = {
+        "state": dg.MetadataValue.text(str(finding.state)),
+        "since": dg.MetadataValue.timestamp(finding.since),
+    }
+    if finding.blame != finding.key:
+        found["because of"] = dg.MetadataValue.asset(dg.AssetKey(finding.blame))
+    if finding.next:
+        found["next"] = dg.MetadataValue.text(finding.next)
+    for name, number in finding.evidence.items():
+        found[name] = dg.MetadataValue.int(number) if isinstance(number, int) else dg.MetadataValue.float(number)
+    return found
+
+
+# -- sinks ------------------------------------------------------------------------------------------------------------
+
+
+def audited(platform: Platform, pipeline: Pipeline) -> list[Audit]:
+    """Raises `RecsError` where the engine or Redis does not answer."""
+    with platform.engine(REDIS_ENGINE_SECONDS) as engine:
+        return audit(engine, pipeline, platform.settings().require("redis_url"))
+
+
+def redis_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
+    specs = [
+        dg.AssetCheckSpec(IN_REDIS, asset=dg.AssetKey(sink.name), description="Whether its rows' keys are in Redis.")
+        for sink in pipeline.of_kind(Kind.SINK)
+    ]
+
+    @dg.multi_asset_check(specs=specs, can_subset=True)
+    def in_redis(
+        context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> Iterator[dg.AssetCheckResult]:
+        """Looks at the pointer, and at some keys of each sink."""
+        wanted = {key.asset_key for key in context.selected_asset_check_keys}
+        for found in _audits(partial(audited, platform, pipeline), pipeline):
+            if dg.AssetKey(found.sink) in wanted:
+                yield dg.AssetCheckResult(check_name=IN_REDIS, **_told_of(found))
+
+    return in_redis
+
+
+def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="sink_health",
+        target=None,
+        minimum_interval_seconds=SINKS_EVERY,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Sees an emptied Redis, readers on a version that is not deployed, and rows whose keys are missing.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
+        """Evaluates the check `in_redis` when something changes, and every quarter of an hour."""
+        before = _told(context.cursor or "")
+        period = int(time.time() // AT_LEAST_EVERY)
+        found = _audits(partial(audited, platform, pipeline), pipeline)
+        now = {a.sink: f"{'ill' if a.problem else 'well'} {period}" for a in found}
+        due = [a for a in found if before.get(a.sink) != now[a.sink]]
+        problems = dict.fromkeys(f"{a.sink}: {a.problem}" for a in found if a.problem)
+        return dg.SensorResult(
+            asset_events=[dg.AssetCheckEvaluation(check_name=IN_REDIS, **_told_of(a)) for a in due],
+            skip_reason="; ".join(problems) or f"{len(found)} sinks are in Redis",
+            cursor=json.dumps(now),
+        )
+
+    return sensor
+
+
+def _audits(take: Callable[[], Sequence[Audit]], pipeline: Pipeline) -> Sequence[Audit]:
+    """Of each sink; where Redis or the engine is away, that is what is wrong with all of them."""
+    try:
+        found = {a.sink: a for a in take()}
+    except RecsError as error:
+        found, away = {}, str(error)
+    else:
+        away = "it is not deployed"
+    return [found.get(s.name, Audit(s.name, None, "", away=away)) for s in pipeline.of_kind(Kind.SINK)]
+
+
+def _told_of(found: Audit) -> dict[str, Any]:
+    return {
+        "asset_key": dg.AssetKey(found.sink),
+        "passed": not found.problem,
+        "severity": dg.AssetCheckSeverity.ERROR,
+        "description": found.problem or "its rows are in Redis",
+        "metadata": {
+            "looked_at": dg.MetadataValue.int(found.looked_at),
+            "missing": dg.MetadataValue.int(len(found.missing)),
+            "readers_on": dg.MetadataValue.text(found.pointer or "–"),
+        },
+    }

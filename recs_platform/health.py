@@ -1,0 +1,276 @@
+"""Readings → findings: is it fresh, idle, behind, stalled or broken, since when, and which box is to blame.
+
+Pure: whoever takes readings hands them over, with what was known at the last look. Judged from offsets and the times of
+messages, never from when something last ran.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from recs_platform.lineage import Key, outside_key, relation_key, topic_key
+from recs_platform.pipeline import Kind, Pipeline, Relation
+from recs_platform.readings import Reading
+
+FRESHNESS_SECONDS = 10.0  # lag that is no trouble, where a file's header does not say otherwise
+STALLED_AFTER = 45.0  # seconds without a step forward while something waits
+IDLE_AFTER = 60.0  # seconds without a new message
+_HEADER = re.compile(r"^freshness:\s*(\d+(?:\.\d+)?)\s*(s|min)\b", re.IGNORECASE | re.MULTILINE)
+
+
+class State(StrEnum):
+    """From well to ill; a box is as ill as the illest it is made from."""
+
+    FRESH = "fresh"
+    IDLE = "idle"
+    UNKNOWN = "unknown"
+    BEHIND = "behind"
+    STALLED = "stalled"
+    BROKEN = "broken"
+
+    @property
+    def is_well(self) -> bool:
+        return self in (State.FRESH, State.IDLE, State.UNKNOWN)
+
+    @property
+    def rank(self) -> int:
+        return list(State).index(self)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One judged fact on one box. `since` is in seconds since 1970; `blame` is the box where it began."""
+
+    key: Key
+    state: State
+    since: float
+    words: str
+    next: str = ""
+    blame: Key = ()
+    evidence: Mapping[str, float | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was known of a box at the last look: its state and since when; how many messages were taken in, and since when
+    as many; how many there were, and since when as many."""
+
+    state: str = State.UNKNOWN
+    since: float = 0.0
+    taken: int = -1
+    taken_at: float = 0.0
+    sent: int = -1
+    sent_at: float = 0.0
+
+
+Memory = Mapping[Key, Seen]
+
+
+def load_memory(text: str | None) -> dict[Key, Seen]:
+    """What `dump_memory` gave; empty where it cannot be read."""
+    try:
+        return {tuple(key): Seen(*values) for key, values in json.loads(text or "[]")}
+    except (ValueError, TypeError):
+        return {}
+
+
+def dump_memory(memory: Memory) -> str:
+    return json.dumps([[key, [s.state, s.since, s.taken, s.taken_at, s.sent, s.sent_at]] for key, s in memory.items()])
+
+
+def judge(
+    pipeline: Pipeline, readings: Sequence[Reading], memory: Memory, now: float, away: str = ""
+) -> tuple[list[Finding], dict[Key, Seen]]:
+    """A finding for each topic, catalog table and relation, and what to remember.
+
+    `away`: why the engine does not answer, "" when it does; nothing can be said of what it keeps then.
+    """
+    found = {reading.key: reading for reading in readings}
+    counted = {key: _counted(found.get(key), memory.get(key, Seen()), now) for key in _outside(pipeline)}
+    outside = {key: _of_outside(key, found, counted[key], pipeline, now, away) for key in _outside(pipeline)}
+    findings = [*outside.values(), *_of_relations(pipeline, found, outside, away)]
+    kept, after = [], {}
+    for finding in findings:
+        before = memory.get(finding.key)
+        since = before.since if before and before.state == finding.state else now
+        counts = counted.get(finding.key, Seen())
+        after[finding.key] = Seen(finding.state, since, counts.taken, counts.taken_at, counts.sent, counts.sent_at)
+        kept.append(_dated(finding, since))
+    return kept, after
+
+
+def worst(findings: Sequence[Finding]) -> State:
+    return max((finding.state for finding in findings), key=lambda state: state.rank, default=State.FRESH)
+
+
+def freshness_wanted(relation: Relation) -> float:
+    """Seconds of lag that are no trouble: `-- freshness: 30 s` in the header of its file, or the default."""
+    match = _HEADER.search(relation.description)
+    return float(match[1]) * (60 if match[2].lower() == "min" else 1) if match else FRESHNESS_SECONDS
+
+
+# -- topics and catalog tables ----------------------------------------------------------------------------------------
+
+
+def _outside(pipeline: Pipeline) -> list[Key]:
+    return list(dict.fromkeys(key for relation in pipeline if (key := outside_key(relation))))
+
+
+def _counted(reading: Reading | None, before: Seen, now: float) -> Seen:
+    """Since when as many messages were sent and taken in as now."""
+    if reading is None or "messages" not in reading.counters:
+        return Seen(before.state, before.since, before.taken, before.taken_at, before.sent, before.sent_at)
+    sent = reading.counters["messages"]
+    taken = sent - int(reading.numbers.get("lag_messages", 0))
+    return Seen(
+        taken=taken,
+        taken_at=before.taken_at if taken == before.taken else now,
+        sent=sent,
+        sent_at=before.sent_at if sent == before.sent else now,
+    )
+
+
+def _of_outside(
+    key: Key, found: Mapping[Key, Reading], counts: Seen, pipeline: Pipeline, now: float, away: str
+) -> Finding:
+    reading = found.get(key)
+    if reading is not None and (problem := reading.state.get("problem")):
+        return Finding(
+            key, State.BROKEN, now, problem, "the message says what to do; `recs status` shows the parts", key
+        )
+    return (
+        _of_topic(key, reading, counts, pipeline, now) if key[0] == "kafka" else _of_catalog(key, found, pipeline, now)
+    )
+
+
+def _of_topic(key: Key, reading: Reading | None, counts: Seen, pipeline: Pipeline, now: float) -> Finding:
+    if reading is None:
+        return Finding(key, State.UNKNOWN, now, "nobody has said how far it is read", "", key)
+    lag, seconds = int(reading.numbers.get("lag_messages", 0)), float(reading.numbers.get("lag_seconds", 0.0))
+    evidence: dict[str, float | int] = {"lag_messages": lag, "lag_seconds": seconds}
+    if lag == 0:
+        quiet = now - counts.sent_at
+        evidence["quiet_seconds"] = round(quiet, 1)
+        if quiet >= IDLE_AFTER:
+            return Finding(key, State.IDLE, now, f"nothing has been sent for {_ago(quiet)}", "", key, evidence)
+        return Finding(key, State.FRESH, now, "all that was sent is taken in", "", key, evidence)
+    still = now - counts.taken_at
+    evidence["still_seconds"] = round(still, 1)
+    if still >= STALLED_AFTER:
+        words = f"{lag:,} messages wait, and none has been taken in for {_ago(still)}"
+        return Finding(key, State.STALLED, now, words, "look at the engine's log, and at Kafka", key, evidence)
+    wanted = min(freshness_wanted(source) for topic, source in pipeline.topics.items() if topic_key(topic) == key)
+    if seconds > wanted:
+        words = f"{lag:,} messages wait, the oldest for up to {_ago(seconds)}; they are being taken in"
+        return Finding(
+            key, State.BEHIND, now, words, "it catches up by itself, unless more comes than can be done", key, evidence
+        )
+    return Finding(
+        key, State.FRESH, now, f"{lag:,} messages wait, none for longer than {_ago(seconds)}", "", key, evidence
+    )
+
+
+def _of_catalog(key: Key, found: Mapping[Key, Reading], pipeline: Pipeline, now: float) -> Finding:
+    """As its table and the slot it is read through are."""
+    slots = [found.get(relation_key(r.name)) for r in pipeline if r.connector == "postgres-cdc"]
+    for slot in slots:
+        if slot is not None and (problem := slot.state.get("problem")):
+            return Finding(key, State.BROKEN, now, problem, "the engine makes a new one and reads the tables anew", key)
+        if slot is not None and slot.state.get("wal_status") == "lost":
+            return Finding(
+                key,
+                State.BROKEN,
+                now,
+                "PostgreSQL has given up the replication slot",
+                "the engine reads the tables anew",
+                key,
+            )
+    if key not in found:
+        return Finding(key, State.UNKNOWN, now, "PostgreSQL was not looked at", "", key)
+    return Finding(key, State.FRESH, now, "its changes are followed", "", key)
+
+
+# -- relations --------------------------------------------------------------------------------------------------------
+
+
+def _of_relations(
+    pipeline: Pipeline, found: Mapping[Key, Reading], outside: Mapping[Key, Finding], away: str
+) -> Iterator[Finding]:
+    known: dict[str, Finding] = {}
+    for relation in pipeline:
+        known[relation.name] = finding = _of_relation(relation, found, outside, known, away)
+        yield finding
+
+
+def _of_relation(
+    relation: Relation,
+    found: Mapping[Key, Reading],
+    outside: Mapping[Key, Finding],
+    known: Mapping[str, Finding],
+    away: str,
+) -> Finding:
+    key, reading = relation_key(relation.name), found.get(relation_key(relation.name))
+    if away:
+        return Finding(
+            key, State.BROKEN, 0.0, away, "`recs status` shows the parts, `recs up` starts them", ("engine",)
+        )
+    is_connection = relation.connector == "postgres-cdc"
+    if reading is None and not is_connection:
+        return Finding(key, State.BROKEN, 0.0, "it is not deployed", "materialize it, or `recs apply`", key)
+    problem = reading.state.get("problem") if reading else None
+    if problem:
+        return Finding(
+            key, State.BROKEN, 0.0, problem, "what is not written stays marked, and is when that is mended", key
+        )
+    own = _own_lag(relation, reading)
+    made_from = [known[name] for name in relation.upstreams]
+    beyond = outside_key(relation)
+    made_from += [outside[beyond]] if beyond else []
+    ill = _what_it_is_like(made_from)
+    if own and (ill is None or own.state.rank >= ill.state.rank):
+        return own
+    if ill is None:
+        return Finding(key, State.FRESH, 0.0, "it is there", "", key)
+    words = ill.words if ill.state.is_well else f"{'/'.join(ill.blame)} is {ill.state}: {_cause(ill)}"
+    return Finding(key, ill.state, 0.0, words, ill.next, ill.blame, ill.evidence)
+
+
+def _what_it_is_like(made_from: Sequence[Finding]) -> Finding | None:
+    """The illest of what it is made from. Where all is well, a topic on which something comes counts more than an idle one,
+    and either more than a catalog."""
+    ill = max(made_from, key=lambda finding: finding.state.rank, default=None)
+    if ill is None or ill.state not in (State.FRESH, State.IDLE):
+        return ill
+    of_topics = [finding for finding in made_from if finding.blame[:1] == ("kafka",)]
+    return min(of_topics or made_from, key=lambda finding: finding.state.rank)
+
+
+def _cause(ill: Finding) -> str:
+    """Told once, however many boxes it went through."""
+    return ill.words.partition(f" is {ill.state}: ")[2] or ill.words
+
+
+def _own_lag(relation: Relation, reading: Reading | None) -> Finding | None:
+    """What is known of a sink itself: how long an event takes to Redis."""
+    p99 = reading.numbers.get("freshness_p99_ms") if reading and relation.kind is Kind.SINK else None
+    if p99 is None or p99 / 1000 <= freshness_wanted(relation):
+        return None
+    words = f"an event takes up to {_ago(p99 / 1000)} to Redis, {_ago(freshness_wanted(relation))} are wanted"
+    key = relation_key(relation.name)
+    return Finding(key, State.BEHIND, 0.0, words, "look at the load of the engine", key, {"freshness_p99_ms": p99})
+
+
+def _dated(finding: Finding, since: float) -> Finding:
+    return Finding(
+        finding.key, finding.state, since, finding.words, finding.next, finding.blame or finding.key, finding.evidence
+    )
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

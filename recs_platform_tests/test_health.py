@@ -1,0 +1,181 @@
+"""Readings are told apart: idle from stalled, behind from broken, and the box where it began is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from recs_platform.health import (
+    STALLED_AFTER,
+    Finding,
+    Seen,
+    State,
+    dump_memory,
+    freshness_wanted,
+    judge,
+    load_memory,
+    worst,
+)
+from recs_platform.lineage import Key
+from recs_platform.pipeline import Pipeline
+from recs_platform.readings import Reading
+from recs_platform.settings import default_sql_dir
+
+PIPELINE = Pipeline.load(default_sql_dir())
+VIEWS, BUYS = ("kafka", "user_activity"), ("kafka", "purchases")
+NOW = 1_000_000.0
+
+
+def readings(
+    views: tuple[int, int, float] = (100, 0, 0.0),
+    buys: tuple[int, int, float] = (10, 0, 0.0),
+    problems: dict[Key, str] | None = None,
+    without: Iterable[Key] = (),
+) -> list[Reading]:
+    """Of a stack that is well, but for what is said. Of a topic: messages sent, waiting, and how long at most."""
+    problems = problems or {}
+    topics = [
+        Reading(
+            key,
+            {"lag_messages": lag, "lag_seconds": seconds},
+            counters={"messages": sent},
+            state=_problem(problems, key),
+        )
+        for key, (sent, lag, seconds) in {VIEWS: views, BUYS: buys}.items()
+    ]
+    catalog = [
+        Reading(("postgres", table), state=_problem(problems, ("postgres", table)))
+        for table in ("customers", "product_catalog")
+    ]
+    relations = [Reading((r.name,), state=_problem(problems, (r.name,))) for r in PIPELINE]
+    return [reading for reading in [*topics, *catalog, *relations] if reading.key not in set(without)]
+
+
+def _problem(problems: dict[Key, str], key: Key) -> dict[str, str]:
+    return {"problem": problems[key]} if key in problems else {}
+
+
+def judged(
+    found: list[Reading], memory: dict[Key, Seen] | None = None, now: float = NOW, away: str = ""
+) -> tuple[dict[Key, Finding], dict[Key, Seen]]:
+    findings, after = judge(PIPELINE, found, memory or {}, now, away)
+    return {finding.key: finding for finding in findings}, after
+
+
+def test_all_is_well() -> None:
+    found, _ = judged(readings())
+    assert {finding.state for finding in found.values()} == {State.FRESH}
+    assert found.keys() >= {(r.name,) for r in PIPELINE}
+    assert worst(list(found.values())) is State.FRESH
+
+
+def test_an_idle_topic_is_idle_and_not_behind() -> None:
+    _, memory = judged(readings())
+    found, _ = judged(readings(views=(200, 0, 0.0)), memory, NOW + 120)
+    assert found[BUYS].state is State.IDLE
+    assert found[BUYS].words == "nothing has been sent for 2 min"
+    assert found[("also_bought",)].state is State.IDLE
+    assert found[("trending_products",)].state is State.FRESH
+    assert found[("dead_letters",)].state is State.FRESH, "something comes on one of its topics"
+
+
+def test_behind_is_not_stalled_while_it_steps_forward() -> None:
+    memory: dict[Key, Seen] = {}
+    for step in range(5):
+        found, memory = judged(readings(views=(1_000 + 300 * step, 500, 90.0)), memory, NOW + 30 * step)
+    view = found[("user_recommendations_sink",)]
+    assert (view.state, view.blame, view.since) == (State.BEHIND, VIEWS, NOW)
+    assert (
+        view.words
+        == "kafka/user_activity is behind: 500 messages wait, the oldest for up to 90 s; they are being taken in"
+    )
+    assert found[("also_bought",)].state is State.IDLE
+    assert found[("products_sink",)].state is State.FRESH
+
+
+def test_stalled_is_seen_within_a_minute() -> None:
+    found, memory = judged(readings())
+    for step in range(1, 4):
+        found, memory = judged(readings(views=(100 + 50 * step, 50 * step, 30.0 * step)), memory, NOW + 30 * step)
+    assert found[VIEWS].state is State.STALLED, f"{STALLED_AFTER} s without a step"
+    assert found[("trending_products",)].words.startswith(
+        "kafka/user_activity is stalled: 150 messages wait, and none has"
+    )
+    assert not found[("trending_products",)].state.is_well
+
+
+def test_a_little_lag_is_fresh() -> None:
+    found, _ = judged(readings(views=(100, 20, 0.5)))
+    assert found[VIEWS].state is State.FRESH
+
+
+def test_a_file_says_how_fresh_it_is_to_be() -> None:
+    texts = {r.name: r.text for r in PIPELINE}
+    texts["user_activity_raw"] = "-- freshness: 2 min\n" + texts["user_activity_raw"]
+    relaxed = Pipeline.of_texts(texts)
+    assert freshness_wanted(relaxed["user_activity_raw"]) == 120
+    assert freshness_wanted(PIPELINE["user_activity_raw"]) == 10
+    assert relaxed["user_activity_raw"].fingerprint == PIPELINE["user_activity_raw"].fingerprint
+    late = readings(views=(100, 20, 60.0))
+    assert next(f for f in judge(relaxed, late, {}, NOW)[0] if f.key == VIEWS).state is State.FRESH
+    assert next(f for f in judge(PIPELINE, late, {}, NOW)[0] if f.key == VIEWS).state is State.BEHIND
+
+
+def test_the_box_that_broke_is_named_all_the_way_down() -> None:
+    found, _ = judged(readings(problems={("product_catalog",): "column price is gone"}))
+    assert found[("product_catalog",)].state is State.BROKEN
+    for name in ("category_candidates", "user_recommendations", "user_recommendations_sink"):
+        assert found[(name,)].words == "product_catalog is broken: column price is gone"
+        assert found[(name,)].blame == ("product_catalog",)
+    assert found[("trending_products_sink",)].state is State.FRESH
+
+
+def test_a_sink_that_cannot_write_is_broken_alone() -> None:
+    found, _ = judged(readings(problems={("products_sink",): "Redis does not answer"}))
+    ill = [key for key, finding in found.items() if not finding.state.is_well]
+    assert ill == [("products_sink",)]
+
+
+def test_kafka_is_away() -> None:
+    found, _ = judged(readings(problems={VIEWS: "it does not answer", BUYS: "it does not answer"}))
+    assert found[("also_bought_sink",)].words == "kafka/purchases is broken: it does not answer"
+    assert found[("products_sink",)].state is State.FRESH
+
+
+def test_an_engine_that_is_away_is_to_blame_for_all_it_keeps() -> None:
+    found, _ = judged(
+        readings(without=[VIEWS, BUYS, *((r.name,) for r in PIPELINE)]), away="the engine does not answer"
+    )
+    assert {found[(r.name,)].state for r in PIPELINE} == {State.BROKEN}
+    assert {found[(r.name,)].blame for r in PIPELINE} == {("engine",)}
+    assert found[VIEWS].state is State.UNKNOWN
+
+
+def test_what_is_not_deployed_is_broken() -> None:
+    found, _ = judged(readings(without=[("also_bought",)]))
+    assert found[("also_bought",)].words == "it is not deployed"
+    assert found[("also_bought_sink",)].words == "also_bought is broken: it is not deployed"
+
+
+def test_a_slow_sink_is_behind_by_itself() -> None:
+    slow = [
+        Reading(r.key, {"freshness_p99_ms": 15_000}) if r.key == ("trending_products_sink",) else r for r in readings()
+    ]
+    found, _ = judged(slow)
+    assert found[("trending_products_sink",)].words == "an event takes up to 15 s to Redis, 10 s are wanted"
+    assert found[("trending_products",)].state is State.FRESH
+
+
+def test_a_state_keeps_its_beginning() -> None:
+    broken = readings(problems={VIEWS: "away"})
+    _, memory = judged(broken)
+    found, memory = judged(broken, load_memory(dump_memory(memory)), NOW + 300)
+    assert found[VIEWS].since == NOW
+    found, _ = judged(readings(), memory, NOW + 600)
+    assert found[VIEWS].since == NOW + 600
+
+
+@pytest.mark.parametrize("text", ["", None, "no JSON", '[["x"]]'])
+def test_a_memory_that_cannot_be_read_is_begun_anew(text: str | None) -> None:
+    assert load_memory(text) == {}
