@@ -72,7 +72,7 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
         description="Samples the newest messages of each topic, and sees fields come, go and change their type.",
     )
     def event_drift(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
-        """Costs one read of a few hundred messages a topic, and none of a topic where nothing came."""
+        """Costs one read of a few hundred messages a topic. What is usual is learned only while something comes."""
         known: dict[str, dict[str, Any]] = _loaded(context.cursor)
         events, words, now = [], [], time.time()
         for topic, source in pipeline.topics.items():

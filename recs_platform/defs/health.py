@@ -77,7 +77,7 @@ def freshness_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         """Without the sensor's memory: something that stands still counts as behind."""
         findings, _ = look(platform, pipeline, {})
         wanted = {key.asset_key for key in context.selected_asset_check_keys}
-        yield from (_result(f) for f in findings if dg.AssetKey(f.key) in wanted)
+        yield from (dg.AssetCheckResult(**_of_finding(f)) for f in findings if dg.AssetKey(f.key) in wanted)
 
     return freshness
 
@@ -100,7 +100,7 @@ def view_freshness(pipeline: Pipeline) -> dg.SensorDefinition:
         due = [f for f in ours if before.get(f.key[0]) != f"{f.state} {period}"]
         cursor = json.dumps({f.key[0]: f"{f.state} {period}" for f in ours})
         return dg.SensorResult(
-            asset_events=[_evaluation(finding) for finding in due],
+            asset_events=[dg.AssetCheckEvaluation(**_of_finding(finding)) for finding in due],
             skip_reason=summary(findings),
             cursor=f"{cursor}\n{dump_memory(memory)}",
         )
@@ -126,26 +126,16 @@ def _told(text: str) -> dict[str, str]:
         return {}
 
 
-def _result(finding: Finding) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        asset_key=dg.AssetKey(finding.key),
-        check_name=FRESHNESS,
-        passed=finding.state.is_well,
-        severity=_severity(finding),
-        description=finding.words,
-        metadata=_evidence(finding),
-    )
-
-
-def _evaluation(finding: Finding) -> dg.AssetCheckEvaluation:
-    return dg.AssetCheckEvaluation(
-        asset_key=dg.AssetKey(finding.key),
-        check_name=FRESHNESS,
-        passed=finding.state.is_well,
-        severity=_severity(finding),
-        description=finding.words,
-        metadata=_evidence(finding),
-    )
+def _of_finding(finding: Finding) -> dict[str, Any]:
+    """What a result of a run and an evaluation of a sensor both take."""
+    return {
+        "asset_key": dg.AssetKey(finding.key),
+        "check_name": FRESHNESS,
+        "passed": finding.state.is_well,
+        "severity": _severity(finding),
+        "description": finding.words,
+        "metadata": _evidence(finding),
+    }
 
 
 def _severity(finding: Finding) -> dg.AssetCheckSeverity:
@@ -190,7 +180,7 @@ def redis_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         wanted = {key.asset_key for key in context.selected_asset_check_keys}
         for found in _audits(partial(audited, platform, pipeline), pipeline):
             if dg.AssetKey(found.sink) in wanted:
-                yield dg.AssetCheckResult(check_name=IN_REDIS, **_told_of(found))
+                yield dg.AssetCheckResult(**_of_audit(found))
 
     return in_redis
 
@@ -212,7 +202,7 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
         due = [a for a in found if before.get(a.sink) != now[a.sink]]
         problems = dict.fromkeys(f"{a.sink}: {a.problem}" for a in found if a.problem)
         return dg.SensorResult(
-            asset_events=[dg.AssetCheckEvaluation(check_name=IN_REDIS, **_told_of(a)) for a in due],
+            asset_events=[dg.AssetCheckEvaluation(**_of_audit(a)) for a in due],
             skip_reason="; ".join(problems) or f"{len(found)} sinks are in Redis",
             cursor=json.dumps(now),
         )
@@ -231,9 +221,10 @@ def _audits(take: Callable[[], Sequence[Audit]], pipeline: Pipeline) -> Sequence
     return [found.get(s.name, Audit(s.name, None, "", away=away)) for s in pipeline.of_kind(Kind.SINK)]
 
 
-def _told_of(found: Audit) -> dict[str, Any]:
+def _of_audit(found: Audit) -> dict[str, Any]:
     return {
         "asset_key": dg.AssetKey(found.sink),
+        "check_name": IN_REDIS,
         "passed": not found.problem,
         "severity": dg.AssetCheckSeverity.ERROR,
         "description": found.problem or "its rows are in Redis",
