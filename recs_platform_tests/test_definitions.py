@@ -427,6 +427,19 @@ def test_a_run_nobody_asked_for_does_not_break_readers(shop: Shop, monkeypatch: 
     assert plan.creates == {"products_sink"}
 
 
+def test_a_run_nobody_asked_for_does_not_undo_a_rollback(shop: Shop) -> None:
+    view = shop.settings.sql_dir / "trending_products.sql"
+    view.write_text(view.read_text().replace("rank <= 10", "rank <= 5"))
+    pipeline = Pipeline.load(shop.settings.sql_dir)
+    assert stream.deploy(Platform(), pipeline, (), is_attended=False)[0]
+    with Platform().engine() as engine:
+        engine.roll_back()
+    with pytest.raises(dg.Failure, match="somebody has gone back from these files"):
+        stream.deploy(Platform(), pipeline, (), is_attended=False)
+    assert stream.deploy(Platform(), pipeline, ())[0], "by hand they are deployed"
+    assert not stream.deploy(Platform(), pipeline, (), is_attended=False)[0], "and that is that"
+
+
 # -- what is worth writing down ---------------------------------------------------------------------------------------
 
 KEY = ("kafka", "purchases")

@@ -116,12 +116,14 @@ def deploy(
     """Applies `sql/`; the plan that did it, and a reading of each relation by name.
 
     An engine that is away is asked again later; a refusal is a failure, with the engine's own words. What breaks a reader
-    is not done where nobody has asked for it, unless the settings say so.
+    is not done where nobody has asked for it, unless the settings say so; nor are files deployed again that were rolled back.
     """
     try:
         with platform.engine() as engine:
-            if not is_attended and not platform.settings().follow_breaking_changes:
-                _check_nothing_breaks(engine, rebuild)
+            if not is_attended:
+                _check_nobody_has_gone_back(engine)
+                if not platform.settings().follow_breaking_changes:
+                    _check_nothing_breaks(engine, rebuild)
             plan = engine.apply(rebuild, tell)
             readings = of_relations(engine.status(), pipeline)
     except EngineUnavailable as error:
@@ -129,6 +131,15 @@ def deploy(
     except RecsError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     return plan, {reading.key[-1]: reading for reading in readings}
+
+
+def _check_nobody_has_gone_back(engine: StreamEngine) -> None:
+    if engine.status().get("gone_back"):
+        raise dg.Failure(
+            "not deployed: somebody has gone back from these files (`recs rollback`). Materialize by hand or `recs apply` to "
+            "deploy them all the same, or change them",
+            allow_retries=False,
+        )
 
 
 def _check_nothing_breaks(engine: StreamEngine, rebuild: Collection[str]) -> None:

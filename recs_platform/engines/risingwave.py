@@ -194,7 +194,8 @@ class RisingWaveEngine:
         return published
 
     def status(self) -> dict[str, Any]:
-        """`relations` (name, kind, fingerprint) that are live, `building` (physical name → how far), no `problems`.
+        """`relations` (name, kind, fingerprint) that are live, `building` (physical name → how far), no `problems`;
+        `gone_back`: whether a version that the files want was replaced.
 
         `partitions` is empty: RisingWave does not say how far it has read.
         """
@@ -205,7 +206,19 @@ class RisingWaveEngine:
             if v.is_live
         ]
         building = {v.physical_name: v.progress for v in deployment.versions if not v.is_whole}
-        return {"relations": relations, "building": building, "partitions": [], "problems": {}}
+        wanted = {r.name: r.fingerprint for r in Pipeline.load(self.settings.sql_dir)}
+        gone_back = any(
+            v.replaced_at is not None and not v.is_live and wanted.get(v.name) == v.id.fingerprint
+            for v in deployment.versions
+            if v.name not in deployment.live or deployment.live[v.name].fingerprint != v.id.fingerprint
+        )
+        return {
+            "relations": relations,
+            "building": building,
+            "partitions": [],
+            "problems": {},
+            "gone_back": gone_back,
+        }
 
     def progress(self) -> dict[str, str]:
         """Physical name → the engine's word on how far its build is, of all that are under way."""

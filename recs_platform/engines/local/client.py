@@ -96,7 +96,9 @@ class LocalEngine:
 
         `events_per_second`, `messages`, `ticks`, `tick_p50_ms`, `tick_p99_ms`, `freshness_p50_ms`, `freshness_p99_ms`
         (newest message sent → Redis written), `lag` (messages not taken in) and `partitions`, `problems` (part → what is
-        wrong), `redis_writes`, `memory_bytes`, `cpu_seconds`, and `relations`: name, kind, fingerprint, rows, mode,
+        wrong),
+        `gone_back` (the files are those that somebody has rolled back),
+        `redis_writes`, `memory_bytes`, `cpu_seconds`, and `relations`: name, kind, fingerprint, rows, mode,
         deployed_at, changed_at.
         """
         answer: dict[str, Any] = self._action("status", window=window)

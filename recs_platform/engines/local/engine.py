@@ -43,7 +43,7 @@ SAMPLE = 10  # the delay of one message in so many is noted
 BETWEEN_CATALOG_POLLS = 0.2
 BETWEEN_TRIMS = 60.0
 RETRY_CATALOG = 1.0
-_LEFT = "left"  # the fact that names the files somebody has gone back from
+LEFT = "left"  # the fact that names the files somebody has gone back from
 
 
 class Engine:
@@ -250,7 +250,7 @@ class Engine:
     def apply(self, rebuild: Iterable[str] = ()) -> Plan:
         """Reads `sql/` anew and deploys it. Raises `PipelineError` and changes nothing where a file is wrong."""
         plan = self._deploy(Pipeline.load(self.settings.sql_dir), rebuild)
-        self.database.set_fact(_LEFT, "")
+        self.database.set_fact(LEFT, "")
         return plan
 
     def roll_back(self) -> Plan:
@@ -262,13 +262,13 @@ class Engine:
         if not former.relations:
             raise EngineError("there is nothing to go back to: no other files have been deployed here")
         plan = self._deploy(former)
-        self.database.set_fact(_LEFT, left)
+        self.database.set_fact(LEFT, left)
         return plan
 
     def _begin(self) -> None:
         """Deploys the files, unless they are those that somebody has gone back from."""
         files, deployed = Pipeline.load(self.settings.sql_dir), self.database.deployed_pipeline()
-        has_left = deployed.relations and self.database.fact(_LEFT) == _digest(files)
+        has_left = deployed.relations and has_gone_back(self.database.fact(LEFT), files)
         self._deploy(deployed if has_left else files)
 
     def _deploy(self, pipeline: Pipeline, rebuild: Iterable[str] = ()) -> Plan:
@@ -335,6 +335,11 @@ class Engine:
 
     def lag(self) -> int:
         return sum(int(x["lag"]) for x in self.lags)
+
+
+def has_gone_back(left: str | None, files: Pipeline) -> bool:
+    """Whether the files are those that somebody has gone back from; `left`: the fact that names these."""
+    return left == _digest(files)
 
 
 def _digest(pipeline: Pipeline) -> str:

@@ -13,7 +13,7 @@ import psutil
 import pyarrow as pa
 from pyarrow import flight
 
-from recs_platform.engines.local.engine import Engine
+from recs_platform.engines.local.engine import LEFT, Engine, has_gone_back
 from recs_platform.engines.local.meter import FIGURES_WINDOW
 from recs_platform.engines.local.storage import quoted
 from recs_platform.errors import RecsError
@@ -91,8 +91,16 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             "partitions": self._engine.lags,
             "problems": dict(self._engine.problems),
             "redis_writes": self._engine.sink.written,
+            "gone_back": self._with_cursor(self._has_gone_back),
             "relations": self._with_cursor(self._relations),
         }
+
+    def _has_gone_back(self, cursor: duckdb.DuckDBPyConnection) -> bool:
+        left = cursor.execute("SELECT value FROM recs.facts WHERE name = ? AND value <> ''", [LEFT]).fetchone()
+        try:
+            return left is not None and has_gone_back(left[0], Pipeline.load(self._engine.settings.sql_dir))
+        except RecsError:  # files that cannot be read are other files
+            return False
 
     def _relations(self, cursor: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
         database = self._engine.database
