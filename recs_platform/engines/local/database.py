@@ -7,7 +7,7 @@ changed in the sinks is left in `recs.dirty` until the sink writer says that Red
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -165,23 +165,24 @@ class Database:
         pipeline: Pipeline,
         now: datetime,
         rebuild: Iterable[str] = (),
-        snapshots: Mapping[str, pa.Table] | None = None,
+        read_tables: Callable[[Plan], Mapping[str, pa.Table]] = lambda _: {},
     ) -> Plan:
         """Makes the deployed relations those of the pipeline, whole or not at all.
 
-        `snapshots`: the rows (as text) of catalog tables that are created, so that the views that look them up find them;
-        one that is not among them is empty until it is read.
+        `read_tables` gives the rows (as text) of catalog tables that the plan creates, so that the views that look them up
+        find them; one that is not among them is empty until it is read. What it raises is raised, and nothing has changed.
         Raises `UnsupportedSql` for a relation the local engine could not keep right; nothing has changed then.
         """
         refreshers = self.refreshers if pipeline is self.pipeline else refreshers_of(pipeline, self._storage)
         plan, before = self._plan(pipeline, rebuild), self.deployed()
+        snapshots = read_tables(plan)
         self._branches.catch_up(self._split[1] if self.refreshers else self._parts_in_file(refreshers), self.connection)
         self._tune(is_small=False)
         with self.transaction() as connection:
             set_time(connection, self._then, self._then)  # all views are of one time, new ones too
             for step in plan.of(Action.CREATE):
                 self._create(pipeline[step.name], pipeline, {r.relation.name: r for r in refreshers}, now)
-                if (rows := (snapshots or {}).get(step.name)) is not None:
+                if (rows := snapshots.get(step.name)) is not None:
                     self._fill(pipeline[step.name], rows)
             for step in plan.of(Action.DROP):
                 self._drop(step.name, step.version, gone=step.name not in pipeline.relations)

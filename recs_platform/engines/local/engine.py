@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -273,8 +274,7 @@ class Engine:
 
     def _deploy(self, pipeline: Pipeline, rebuild: Iterable[str] = ()) -> Plan:
         topics = set(self.database.pipeline.topics)
-        snapshots = self._read_tables(pipeline, self.database.plan(pipeline, rebuild))
-        plan = self.database.deploy(pipeline, self.clock(), rebuild, snapshots)
+        plan = self.database.deploy(pipeline, self.clock(), rebuild, partial(self._read_tables, pipeline))
         for step in plan.steps:
             log.info("%s", step)
         if topics:
