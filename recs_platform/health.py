@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from recs_platform.lineage import Key, outside_key, relation_key, topic_key
@@ -91,7 +91,7 @@ def judge(
     """
     found = {reading.key: reading for reading in readings}
     counted = {key: _counted(found.get(key), memory.get(key, Seen()), now) for key in _outside(pipeline)}
-    outside = {key: _of_outside(key, found, counted[key], pipeline, now, away) for key in _outside(pipeline)}
+    outside = {key: _of_outside(key, found, counted[key], pipeline, now) for key in _outside(pipeline)}
     findings = [*outside.values(), *_of_relations(pipeline, found, outside, away)]
     kept, after = [], {}
     for finding in findings:
@@ -99,7 +99,7 @@ def judge(
         since = before.since if before and before.state == finding.state else now
         counts = counted.get(finding.key, Seen())
         after[finding.key] = Seen(finding.state, since, counts.taken, counts.taken_at, counts.sent, counts.sent_at)
-        kept.append(_dated(finding, since))
+        kept.append(replace(finding, since=since, blame=finding.blame or finding.key))
     return kept, after
 
 
@@ -123,7 +123,7 @@ def _outside(pipeline: Pipeline) -> list[Key]:
 def _counted(reading: Reading | None, before: Seen, now: float) -> Seen:
     """Since when as many messages were sent and taken in as now."""
     if reading is None or "messages" not in reading.counters:
-        return Seen(before.state, before.since, before.taken, before.taken_at, before.sent, before.sent_at)
+        return before
     sent = reading.counters["messages"]
     taken = sent - int(reading.numbers.get("lag_messages", 0))
     return Seen(
@@ -134,9 +134,7 @@ def _counted(reading: Reading | None, before: Seen, now: float) -> Seen:
     )
 
 
-def _of_outside(
-    key: Key, found: Mapping[Key, Reading], counts: Seen, pipeline: Pipeline, now: float, away: str
-) -> Finding:
+def _of_outside(key: Key, found: Mapping[Key, Reading], counts: Seen, pipeline: Pipeline, now: float) -> Finding:
     reading = found.get(key)
     if reading is not None and (problem := reading.state.get("problem")):
         return Finding(
@@ -268,12 +266,6 @@ def _own_lag(relation: Relation, reading: Reading | None) -> Finding | None:
     words = f"an event takes up to {_ago(p99 / 1000)} to Redis, {_ago(freshness_wanted(relation))} are wanted"
     key = relation_key(relation.name)
     return Finding(key, State.BEHIND, 0.0, words, "look at the load of the engine", key, {"freshness_p99_ms": p99})
-
-
-def _dated(finding: Finding, since: float) -> Finding:
-    return Finding(
-        finding.key, finding.state, since, finding.words, finding.next, finding.blame or finding.key, finding.evidence
-    )
 
 
 def _ago(seconds: float) -> str:

@@ -332,6 +332,28 @@ def test_a_question_is_one_statement_that_changes_nothing(sql: str, asks: bool) 
     assert risingwave.is_one_question(sql) is asks
 
 
+def test_the_keys_of_a_live_sink_are_asked_of_its_own_query(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.engine.apply()
+    asked = list[tuple[str, object]]()
+
+    def query(engine: RisingWaveEngine, sql: str, params: object = None) -> pa.Table:
+        asked.append((" ".join(sql.split()), params))
+        return pa.table({"key": ["recs:products:x:1"]})
+
+    monkeypatch.setattr(RisingWaveEngine, "query", query)
+    assert cluster.engine.sampled_keys("products_sink", 5) == ["recs:products:x:1"]
+    cluster.engine.sampled_keys("products_sink", 5, among=["a"])
+    live = cluster.engine.deployment().live
+    inner = (
+        f"SELECT 'recs:products:{live['products_sink']}:' || product_id AS key, product_id, name, category, price, image_url, "
+        f"in_stock FROM {physical_name('product_catalog', live['product_catalog'])} AS product_catalog"
+    )
+    assert asked == [
+        (f"SELECT key FROM ({inner}) AS documents LIMIT 5", None),
+        (f"SELECT key FROM ({inner}) AS documents WHERE key = ANY($1) LIMIT 5", [["a"]]),
+    ]
+
+
 def test_what_is_no_question_is_not_sent(cluster: Cluster) -> None:
     with pytest.raises(QueryError, match="one SELECT is wanted"):
         cluster.engine.query("SELECT 1; DROP TABLE product_catalog")

@@ -11,7 +11,7 @@ from recs_platform.catalog_watch import Memory, Report, look
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.stream import REBUILD
 from recs_platform.errors import RecsError
-from recs_platform.pipeline import Pipeline, Relation
+from recs_platform.pipeline import Pipeline
 from recs_platform.schema import CatalogColumn, Drift, copies, drifts, read_columns
 from recs_platform.settings import Settings
 
@@ -52,9 +52,7 @@ def checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
             raise dg.Failure(str(error)) from error
         for key in context.selected_asset_check_keys:
             of_it = [drift for drift in found if drift.name == key.asset_key.path[-1]]
-            yield dg.AssetCheckResult(
-                asset_key=key.asset_key, check_name=CHECK, passed=_passes(of_it), metadata=_evidence(of_it)
-            )
+            yield dg.AssetCheckResult(**_judged(key.asset_key.path[-1], of_it))
 
     return catalog_schema
 
@@ -77,7 +75,11 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
             return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
         said = f"{_digest(report)} {int(time.time() // AT_LEAST_EVERY)}"
         return dg.SensorResult(
-            asset_events=[_evaluation(copy, report) for copy in copies(pipeline)] if said != told else [],
+            asset_events=[
+                dg.AssetCheckEvaluation(**_judged(copy.name, report.of(copy.name))) for copy in copies(pipeline)
+            ]
+            if said != told
+            else [],
             run_requests=[_rebuild(report.rebuild)] if report.rebuild else [],
             skip_reason=None if report.rebuild else f"{len(report.drifts)} differences",
             cursor=f"{said}\n{report.memory.dump()}",
@@ -96,15 +98,14 @@ def _rebuild(names: Sequence[str]) -> dg.RunRequest:
     return dg.RunRequest(asset_selection=[dg.AssetKey(name) for name in names])
 
 
-def _evaluation(copy: Relation, report: Report) -> dg.AssetCheckEvaluation:
-    found = report.of(copy.name)
-    return dg.AssetCheckEvaluation(
-        asset_key=dg.AssetKey(copy.name), check_name=CHECK, passed=_passes(found), metadata=_evidence(found)
-    )
-
-
-def _passes(found: Sequence[Drift]) -> bool:
-    return not any(drift.breaks for drift in found)
+def _judged(copy: str, found: Sequence[Drift]) -> dict[str, Any]:
+    """What a result of a run and an evaluation of a sensor both take."""
+    return {
+        "asset_key": dg.AssetKey(copy),
+        "check_name": CHECK,
+        "passed": not any(drift.breaks for drift in found),
+        "metadata": _evidence(found),
+    }
 
 
 def _evidence(found: Sequence[Drift]) -> dict[str, dg.MetadataValue[Any]]:

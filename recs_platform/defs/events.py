@@ -50,13 +50,7 @@ def checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
             except RecsError as error:
                 raise dg.Failure(str(error)) from error
             found = drifts(usual, profile(payloads), fields_read(pipeline, topic))
-            yield dg.AssetCheckResult(
-                asset_key=key.asset_key,
-                check_name=CHECK,
-                passed=not any(drift.matters for drift in found),
-                severity=dg.AssetCheckSeverity.WARN,
-                metadata=_evidence(found, len(payloads)),
-            )
+            yield dg.AssetCheckResult(**_judged(source.name, found, len(payloads)))
 
     return event_drift
 
@@ -86,7 +80,7 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
             found = drifts(entry["usual"], seen, read[topic])
             told = f"{_digest(found)} {int(now // AT_LEAST_EVERY)}"
             if told != entry["told"]:
-                events.append(_evaluation(source.name, found, len(payloads)))
+                events.append(dg.AssetCheckEvaluation(**_judged(source.name, found, len(payloads))))
             usual = learned(entry["usual"], seen, now - entry["at"]) if count != entry["count"] else entry["usual"]
             known[topic] = {"count": count, "at": now, "usual": usual, "told": told}
             words.append(f"{topic}: {len(found)} differences")
@@ -104,14 +98,15 @@ def _loaded(cursor: str | None) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _evaluation(source: str, found: Sequence[FieldDrift], looked_at: int) -> dg.AssetCheckEvaluation:
-    return dg.AssetCheckEvaluation(
-        asset_key=dg.AssetKey(source),
-        check_name=CHECK,
-        passed=not any(drift.matters for drift in found),
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata=_evidence(found, looked_at),
-    )
+def _judged(source: str, found: Sequence[FieldDrift], looked_at: int) -> dict[str, Any]:
+    """What a result of a run and an evaluation of a sensor both take."""
+    return {
+        "asset_key": dg.AssetKey(source),
+        "check_name": CHECK,
+        "passed": not any(drift.matters for drift in found),
+        "severity": dg.AssetCheckSeverity.WARN,
+        "metadata": _evidence(found, looked_at),
+    }
 
 
 def _evidence(found: Sequence[FieldDrift], looked_at: int) -> dict[str, dg.MetadataValue[Any]]:

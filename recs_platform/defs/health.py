@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from recs_platform.health import Finding, Memory, Seen, State, dump_memory, judg
 from recs_platform.lineage import catalog_key
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.readings import Reading
+from recs_platform.schema import copies
 from recs_platform.settings import Settings
 
 FRESHNESS, IN_REDIS = "freshness", "in_redis"
@@ -59,7 +61,7 @@ def look(platform: Platform, pipeline: Pipeline, memory: Memory) -> tuple[list[F
 
 
 def _catalog_keys(pipeline: Pipeline) -> list[tuple[str, ...]]:
-    return [catalog_key(relation.options["table"]) for relation in pipeline if "table" in relation.options]
+    return [catalog_key(copy.options["table"]) for copy in copies(pipeline)]
 
 
 def freshness_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
@@ -111,9 +113,8 @@ def view_freshness(pipeline: Pipeline) -> dg.SensorDefinition:
 def summary(findings: Iterable[Finding]) -> str:
     """How many boxes are in each state, and each cause of trouble once."""
     found = list(findings)
-    counts = [
-        f"{sum(f.state is state for f in found)} {state}" for state in State if any(f.state is state for f in found)
-    ]
+    count = Counter(f.state for f in found)
+    counts = [f"{count[state]} {state}" for state in State if count[state]]
     causes = dict.fromkeys(f"{'/'.join(f.blame)}: {f.words}" for f in found if not f.state.is_well and f.blame == f.key)
     return "; ".join([", ".join(counts), *causes])
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import psycopg
@@ -43,6 +44,7 @@ from recs_platform.pipeline import Kind, Pipeline, Relation, render
 from recs_platform.plan import Plan, Tell, make_plan
 from recs_platform.serving import keys
 from recs_platform.settings import Settings, masked, passwords_of
+from recs_platform.statements import parse
 from recs_platform.topics import ensure_topics
 
 CAPABILITIES = Capabilities(
@@ -244,8 +246,7 @@ class RisingWaveEngine:
         version = deployment.get(sink, live) if live else None
         if version is None:
             raise EngineError(f"{sink} is not deployed")
-        query = re.split(r"\bAS\b", version.definition, maxsplit=1, flags=re.IGNORECASE)[1]
-        query = re.split(r"\bWITH\s*\(\s*connector\b", query, maxsplit=1, flags=re.IGNORECASE)[0]
+        query = parse(Path(f"{version.physical_name}.sql"), version.definition).query_renamed({})
         chosen, params = ("", None) if among is None else ("WHERE key = ANY($1)", [list(among)])
         found = self.query(f"SELECT key FROM ({query}) AS documents {chosen} LIMIT {int(count)}", params)
         return [str(key) for key in found.column("key").to_pylist()]
