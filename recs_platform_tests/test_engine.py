@@ -14,6 +14,7 @@ from random import Random
 import pytest
 import redis
 
+from recs_platform.engines.local import engine as engine_module
 from recs_platform.errors import EngineError, RecsError, SourceError
 from recs_platform.events import Event, encode, topic_of
 from recs_platform.serving.store import RecommendationStore
@@ -82,6 +83,27 @@ def test_a_day_of_traffic_with_catalog_changes(shop: Shop) -> None:
     shop.settle()
     assert_redis_is_right(shop)
     assert_lists_are_right(shop)
+
+
+def test_a_backlog_is_not_written_tick_by_tick(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of what one large tick writes, the next writes over; all is there at its end, or when it has been too long."""
+    monkeypatch.setattr(engine_module, "MAX_MESSAGES", 400)
+    monkeypatch.setattr(engine_module, "MANY", 100)
+    engine = shop.open()
+    shop.settle()
+    send(shop, day_of_traffic(3_000))
+    ticks = dict.fromkeys((True, False), 0)
+    while sum(ticks.values()) < 4:
+        written = engine.sink.written
+        if engine.round() >= 100:
+            ticks[engine.sink.written == written] += 1
+    assert ticks[True] >= 3
+    monkeypatch.setattr(engine_module, "LONGEST_UNWRITTEN", 0.0)
+    written = engine.sink.written
+    engine.round()
+    assert engine.sink.written > written
+    shop.settle()
+    assert_redis_is_right(shop)
 
 
 def test_windows_expire_from_redis(shop: Shop) -> None:
@@ -177,7 +199,7 @@ def test_the_engine_is_killed_at_any_moment(shop: Shop) -> None:
         for _ in range(rng.randint(0, 4)):
             engine.round()
         if part % 2:
-            engine._flush = lambda: None  # type: ignore[method-assign]  # committed, and killed before Redis was told
+            engine._flush = lambda _: None  # type: ignore[method-assign]  # committed, and killed before Redis was told
             engine.round()
         engine.close()
     shop.open()

@@ -170,6 +170,17 @@ def test_a_batch_is_no_larger_than_asked(kafka_servers: str, topic: str) -> None
         assert max(poll.count for poll in taken.polls) == 100
 
 
+def test_large_messages_are_read_ahead_by_their_bytes(
+    kafka_servers: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recs_platform.engines.local.intake.AHEAD_BYTES", 1_000_000)
+    send(kafka_servers, topic, *(str(i) * 200_000 for i in range(10)), *("x" * 900_000 for _ in range(30)))
+    with reading(kafka_servers, topic) as intake:
+        taken = Taken(intake)
+        taken.until_read(40)
+        assert max(sum(t.nbytes for t in poll.tables.values()) for poll in taken.polls) < 20_000_000  # of 29 in all
+
+
 def test_lag_is_nothing_when_caught_up(kafka_servers: str, topic: str, intake: KafkaIntake) -> None:
     send(kafka_servers, topic, "a", "b")
     Taken(intake).until_read(2)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed, CatalogTable
-from recs_platform.engines.local.database import Database, TickInput
+from recs_platform.engines.local.database import MANY, Database, TickInput
 from recs_platform.engines.local.files import fingerprints
 from recs_platform.engines.local.intake import Intake, KafkaIntake, PartitionLag
 from recs_platform.engines.local.meter import Meter
@@ -33,13 +33,14 @@ from recs_platform.settings import Settings
 
 log = logging.getLogger("recs.engine")
 
-MAX_MESSAGES = 250_000  # a tick; large ones cost less a message
+MAX_MESSAGES = 500_000  # a tick; large ones cost less a message
 BUSY = 100  # messages of a tick from which on the engine does not rest
 MAX_CHANGES = 20_000
 WAIT_FOR_MESSAGES = 0.1  # seconds; a fetch takes less, even one that finds nothing
 BETWEEN_TICKS = 0.03
 LONGEST_ROUND = 0.15  # a rest makes no round longer: what is spared then is not worth the delay
 BETWEEN_CLOCK_TICKS = timedelta(seconds=1)  # how often time alone makes rows come and go
+LONGEST_UNWRITTEN = 10.0  # seconds; what a tick of a backlog writes, the next one mostly writes over
 SAMPLE = 10  # the delay of one message in so many is noted
 BETWEEN_CATALOG_POLLS = 0.2
 BETWEEN_TRIMS = 60.0
@@ -61,6 +62,7 @@ class Engine:
         self._requests: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._next = {"catalog": 0.0, "trim": 0.0, "lag": 0.0}
         self._clock_moved_at = datetime.fromtimestamp(0, UTC)
+        self._written_at = 0.0  # monotonic
         self._catalog_thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
         self._begin()
         self._open()
@@ -139,7 +141,7 @@ class Engine:
         if catalog is not None:
             self._committed_to = catalog.end_lsn
         self._ask_catalog()
-        is_written = self._flush()
+        is_written = self._flush(messages)
         if messages.count and is_written:
             self.meter.note_delays(_sample(messages), taken_at, committed_at, datetime.now(UTC))
         self._housekeeping(messages)
@@ -156,8 +158,11 @@ class Engine:
     def _tick(self, now: datetime | None, taken: TickInput) -> None:
         self.meter.note_tick(self.database.tick(now, taken))
 
-    def _flush(self) -> bool:
+    def _flush(self, messages: Intake) -> bool:
+        if _is_backlog(messages) and time.monotonic() - self._written_at < LONGEST_UNWRITTEN:
+            return False
         is_written = self.sink.flush()
+        self._written_at = time.monotonic()
         self._note_problem("redis", self.sink.problem)
         return is_written
 
@@ -349,6 +354,11 @@ def _digest(pipeline: Pipeline) -> str:
 def _rest(took: float, taken: int) -> float:
     """Seconds after a round that took so long and brought so many messages."""
     return max(0.0, BETWEEN_TICKS - took, 0.0 if taken >= BUSY else min(took / 2, LONGEST_ROUND - took))
+
+
+def _is_backlog(messages: Intake) -> bool:
+    """Whether a large tick's worth has come and as much waits."""
+    return min(messages.count, sum(lag.lag for lag in messages.lags)) >= MANY
 
 
 def _sample(messages: Intake) -> list[datetime]:

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +37,7 @@ LOOK_SECONDS = 2.0  # how often a partition is looked at for standing still
 FEW = 500  # messages a poll, and messages of lag
 PARTITION_FETCH_BYTES = 4 << 20
 AT_ONCE = 20_000  # messages
+AHEAD_BYTES = 256 << 20  # of messages that are read and not yet taken
 A_MOMENT = 0.05  # seconds
 BEGAN_ANEW = "the topic began anew (it was created again, or its broker lost it): read from its start"
 RETENTION = "the broker no longer keeps the messages from there on: read from the first one it has"
@@ -101,7 +103,7 @@ class Intake:
 class KafkaIntake:
     """Reads all partitions of the topics, new ones included. Used by one thread, outside of any event loop.
 
-    It reads ahead, about `max_messages`, in a thread of its own.
+    It reads ahead, about `max_messages` or `AHEAD_BYTES`, in a thread of its own.
     """
 
     def __init__(self, bootstrap_servers: str, topics: Iterable[str], max_messages: int) -> None:
@@ -249,7 +251,7 @@ def _stands(before: tuple[int, int], now: tuple[int, int], in_drops: bool) -> bo
     return (held > 0 and offset == offset_before) or (held > FEW and in_drops)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Batch:
     """Messages by topic, and where each partition stands after them and ends."""
 
@@ -258,9 +260,13 @@ class _Batch:
     ends: dict[Partition, int]
     out_of_range: frozenset[Partition]
 
-    @property
+    @cached_property
     def count(self) -> int:
         return sum(table.num_rows for tables in self.tables.values() for table in tables)
+
+    @cached_property
+    def bytes(self) -> int:
+        return sum(table.nbytes for tables in self.tables.values() for table in tables)
 
 
 class _Reader:
@@ -393,7 +399,8 @@ class _Reader:
         return [*left.items(), *fresh.items()]
 
     def _is_full(self, most: int) -> bool:
-        return sum(batch.count for batch in self._batches) >= most
+        ahead = list(self._batches)
+        return sum(batch.count for batch in ahead) >= most or sum(batch.bytes for batch in ahead) >= AHEAD_BYTES
 
     def _put(self, batch: _Batch) -> None:
         with self._changed:
