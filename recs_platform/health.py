@@ -237,12 +237,6 @@ def _of_relation(
     return Finding(key, ill.state, 0.0, words, ill.next, ill.blame, ill.evidence)
 
 
-def _remedy(relation: Relation) -> str:
-    if relation.kind is Kind.SINK:
-        return "mend Redis: what could not be written is kept, and written then"
-    return "mend the catalog: the replication slot keeps its changes, and they are taken in then"
-
-
 def _what_it_is_like(made_from: Sequence[Finding]) -> Finding | None:
     """The illest of what it is made from. Where all is well, a topic on which something comes counts more than an idle one,
     and either more than a catalog."""

@@ -114,11 +114,17 @@ class Settings:
     )
     engine_token: str = _setting("RECS_ENGINE_TOKEN", "", "the token queries are sent with", secret=True, endpoint=True)
     dagster_url: str = _setting("RECS_DAGSTER_URL", "", "where the Dagster UI listens", endpoint=True)
+    api_url: str = _setting("RECS_API_URL", "", "where the HTTP API listens", endpoint=True)
+    api_host: str = _setting("RECS_API_HOST", "127.0.0.1", "address the HTTP API listens on; another wants a token")
+    api_token: str = _setting(
+        "RECS_API_TOKEN", "", "the token the HTTP API is asked with; none on loopback", secret=True
+    )
     kafka_port: int = _setting("RECS_KAFKA_PORT", 0, "port of the embedded broker; 0 takes a free one")
     postgres_port: int = _setting("RECS_POSTGRES_PORT", 0, "port of the embedded PostgreSQL; 0 takes a free one")
     redis_port: int = _setting("RECS_REDIS_PORT", 0, "port of the embedded Valkey; 0 takes a free one")
     engine_port: int = _setting("RECS_ENGINE_PORT", 0, "port the engine answers queries on; 0 takes a free one")
     dagster_port: int = _setting("RECS_DAGSTER_PORT", 3000, "port of the Dagster UI; taken already: a free one")
+    api_port: int = _setting("RECS_API_PORT", 8080, "port of the HTTP API; taken already: a free one")
     kafka_partitions: int = _setting(
         "RECS_KAFKA_PARTITIONS", 4, "partitions of the topics we create in a Kafka of yours"
     )

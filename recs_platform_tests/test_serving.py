@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,57 +26,11 @@ from recs_platform.serving.store import AsyncRecommendationStore, Recommendation
 from recs_platform.stack.process import running
 from recs_platform.stack.service import free_port
 from recs_platform.stack.valkey import valkey
+from recs_platform_tests.filled_redis import Shop
 
 NOW = datetime(2024, 3, 21, 10, 30, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 SEGMENT = "25-34/DE"
-
-
-class Shop:
-    """Writes Redis the way a sink does."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.redis = redis.Redis.from_url(url, decode_responses=True)
-
-    def serve(self, name: str, documents: Mapping[str, object], version: str = "v1", *, marked: bool = False) -> None:
-        """Fills a version and flips the pointer to it."""
-        self.fill(name, documents, version)
-        if marked:
-            self.redis.set(keys.marker(name, version), "1")
-        self.redis.set(keys.pointer(name), version)
-
-    def fill(self, name: str, documents: Mapping[str, object], version: str = "v1") -> None:
-        if documents:
-            rows = {keys.document(name, version, key): json.dumps(row) for key, row in documents.items()}
-            self.redis.mset(rows)
-
-    def remove(self, name: str, version: str) -> None:
-        if gone := self.redis.keys(keys.documents_pattern(name, version)):
-            self.redis.delete(*gone)
-
-    def stock(self, *product_ids: str, in_stock: bool = True) -> None:
-        self.serve(
-            "products",
-            {p: {"product_id": p, "name": f"[{p}]", "price": 2.5, "in_stock": in_stock} for p in product_ids},
-        )
-
-    def list_for(self, user_id: int, *product_ids: str) -> None:
-        self.serve("user_recommendations", {str(user_id): {"user_id": user_id, "recommended_products": product_ids}})
-
-    def trend(self, start: datetime, views: Mapping[str, int], segment: str | None = None) -> None:
-        """Ten products at most are shown, the others are kept beside them."""
-        rows = [{"product_id": p, "view_count": n} for p, n in views.items()]
-        name, key = (
-            ("trending_by_segment", keys.segment_key(start, segment))
-            if segment
-            else ("trending_products", keys.window_key(start))
-        )
-        self.serve(name, {key: {"window_start": keys.window_key(start), "products": rows[:10], "candidates": rows}})
-
-    def bought(self, product_id: str, shoppers: Mapping[str, int]) -> None:
-        rows = [{"product_id": p, "shoppers": n} for p, n in shoppers.items()]
-        self.serve("also_bought", {product_id: {"key": product_id, "product_id": product_id, "products": rows}})
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from recs_platform.stack.service import Service, free_port, is_free
 from recs_platform.stack.state import PartState, StackState, State, load, save, supervising, supervisor_pid
 
 ONLY_SERVERS = ("--only", "postgres", "--only", "valkey", "--only", "broker")
-COMMAND = "from recs_platform.commands import stack; stack.{}()"
+COMMAND = "from recs_platform.commands import {module}; {module}.{command}()"
 SECONDS = 40.0
 
 
@@ -85,7 +85,8 @@ class Stack:
         return lambda: self.part(name).state is State.HEALTHY and self.part(name).pid not in {old, None}
 
     def _command(self, command: str, arguments: tuple[str, ...]) -> list[str]:
-        return [sys.executable, "-c", COMMAND.format(command), *arguments]
+        module = "status" if command == "status" else "stack"
+        return [sys.executable, "-c", COMMAND.format(module=module, command=command), *arguments]
 
     def _environment(self, settings: dict[str, str]) -> dict[str, str]:
         own = {name: value for name, value in os.environ.items() if not name.startswith("RECS_")}
@@ -346,6 +347,7 @@ def test_the_parts_of_a_whole_stack_in_the_order_of_starting(tmp_path: Path) -> 
         "redis_url",
         "engine_url",
         "engine_token",
+        "api_url",
         "dagster_url",
     }
     engine = next(service for service in found if service.name == "engine")

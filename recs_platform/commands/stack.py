@@ -1,33 +1,31 @@
-"""`recs up`, `recs down`, `recs status`: the embedded stack, from nothing to healthy and back."""
+"""`recs up`, `recs down`: the embedded stack, from nothing to healthy and back."""
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
-from rich.table import Table
 
 from recs_platform.errors import RecsError
 from recs_platform.settings import Settings
 from recs_platform.signals import stopping_on
 from recs_platform.stack import control
 from recs_platform.stack.parts import PARTS
-from recs_platform.stack.process import marked
 from recs_platform.stack.state import PartState, StackState, State, load, supervisor_pid
 
-COLOURS = {State.HEALTHY: "green", State.UNHEALTHY: "red", State.FAILING: "red", State.RESTARTING: "yellow"}
-BROKER_WARNING_BYTES = 1_000_000_000
+COLOURS: dict[State, str] = {
+    State.HEALTHY: "green",
+    State.UNHEALTHY: "red",
+    State.FAILING: "red",
+    State.RESTARTING: "yellow",
+}
 
 
 @click.command()
@@ -69,26 +67,6 @@ def down() -> None:
     with _reported():
         if not _stop(Settings.load().state_dir):
             click.echo("Nothing was running.")
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-@click.pass_context
-def status(context: click.Context, as_json: bool) -> None:
-    """How every part of the running stack is. Exit code 0 when all is healthy, 1 otherwise."""
-    settings = Settings.load()
-    stack = control.read_stack(settings.state_dir)
-    if stack is None:
-        message = _why_not_running(settings.state_dir)
-        click.echo(json.dumps({"healthy": False, "problem": message}) if as_json else message)
-        context.exit(1)
-    engine = _engine_facts(settings) if any(part.name == "engine" for part in stack.parts) else {}
-    healthy = stack.healthy and not engine.get("problems")
-    if as_json:
-        click.echo(json.dumps(_as_json(stack, engine, healthy), indent=2))
-    else:
-        _print_status(settings, stack, engine)
-    context.exit(0 if healthy else 1)
 
 
 class _ComingUp:
@@ -174,84 +152,8 @@ def _reported() -> Iterator[None]:
         raise click.ClickException(str(error)) from None
 
 
-def _why_not_running(state_dir: Path) -> str:
-    if orphans := marked(state_dir):
-        left = ", ".join(orphans)
-        return f"The supervisor is gone, but {left} still run: `recs up` takes them over, `recs down` stops them."
-    state = load(state_dir)
-    last = f" The last start failed: {state.problem}" if state and state.problem else ""
-    return f"No stack is running in {state_dir}: `recs up` starts one.{last}"
-
-
-def _engine_facts(settings: Settings) -> dict[str, Any]:
-    from recs_platform.engines.local.client import LocalEngine  # imports Arrow: not for every command
-
-    try:
-        with LocalEngine(settings, timeout=5) as engine:
-            return engine.status()
-    except RecsError as error:
-        return {"problems": {"engine": str(error)}}
-
-
-def _as_json(stack: StackState, engine: dict[str, Any], healthy: bool) -> dict[str, Any]:
-    parts = [{**asdict(part), "memory_bytes": control.memory(part)} for part in stack.parts]
-    return {**asdict(stack), "healthy": healthy, "parts": parts, "engine": engine}
-
-
 def _line(part: PartState) -> str:
     restarts = f" (started again {part.restarts} times)" if part.restarts else ""
     mine = "yours" if part.yours else f"pid {part.pid}" if part.pid else ""
     colour = COLOURS.get(part.state, "default")
     return f"[{colour}]{part.state:>10}[/] {part.name:<18} {escape(part.problem or part.url)} [dim]{mine}{restarts}[/]"
-
-
-def _print_status(settings: Settings, stack: StackState, engine: dict[str, Any]) -> None:
-    console = Console()
-    table = Table(box=None, padding=(0, 1, 0, 0))  # 80 columns hold it
-    for heading in ("part", "state", "address", "pid", "since", "restarts", "memory"):
-        table.add_column(heading, overflow="fold")
-    for part in stack.parts:
-        colour, used = COLOURS.get(part.state, "yellow"), control.memory(part)
-        table.add_row(
-            part.name,
-            f"[{colour}]{part.state}[/]",
-            escape(_address(part.url)),
-            "yours" if part.yours else str(part.pid or ""),
-            _ago(part.since),
-            str(part.restarts),
-            f"{used / 1e6:,.0f} MB" if used else "",
-        )
-        if part.name == "broker" and used and used > BROKER_WARNING_BYTES:
-            console.print("[yellow]The broker keeps every message in memory; `recs down` and `recs up` empty it.[/]")
-    console.print(table)
-    for part in stack.parts:
-        if part.problem:
-            console.print(f"{part.name}: {part.problem}" + (f" (log: {part.log})" if part.log else ""), markup=False)
-    _print_engine(console, engine)
-    console.print(f"state and logs: {settings.state_dir}", markup=False, highlight=False)
-
-
-def _address(url: str) -> str:
-    """Where a part listens; of a web page all that a browser needs."""
-    return url if url.startswith("http") else url.rpartition("://")[2].rpartition("@")[2]
-
-
-def _print_engine(console: Console, engine: dict[str, Any]) -> None:
-    facts = {
-        "events/s": engine.get("events_per_second"),
-        "lag": engine.get("lag"),
-        "freshness p50 ms": engine.get("freshness_p50_ms"),
-        "p99 ms": engine.get("freshness_p99_ms"),
-    }
-    known = [f"{name} {value:,.0f}" for name, value in facts.items() if isinstance(value, int | float)]
-    if known:
-        console.print("engine: " + ", ".join(known))
-    for part, problem in (engine.get("problems") or {}).items():
-        console.print(f"engine: {part}: {problem}", markup=False)
-
-
-def _ago(since: str) -> str:
-    seconds = int((datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds())
-    minutes, seconds = divmod(max(seconds, 0), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes}m" if hours else f"{minutes}m {seconds}s" if minutes else f"{seconds}s"

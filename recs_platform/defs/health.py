@@ -3,21 +3,18 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import dagster as dg
 
 from recs_platform.audit import Audit, audit
-from recs_platform.defs.observe import read_catalog, read_engine
 from recs_platform.defs.resources import Platform
 from recs_platform.errors import RecsError
-from recs_platform.health import Finding, Memory, Seen, State, dump_memory, judge, load_memory
-from recs_platform.lineage import catalog_key
+from recs_platform.health import Finding, State, dump_memory, load_memory
+from recs_platform.monitor import Report, look
 from recs_platform.pipeline import Kind, Pipeline
-from recs_platform.readings import Reading
-from recs_platform.schema import copies
 from recs_platform.settings import Settings
 
 FRESHNESS, IN_REDIS = "freshness", "in_redis"
@@ -46,24 +43,6 @@ def definitions() -> dg.Definitions:
 # -- freshness --------------------------------------------------------------------------------------------------------
 
 
-def look(platform: Platform, pipeline: Pipeline, memory: Memory) -> tuple[list[Finding], dict[tuple[str, ...], Seen]]:
-    """Takes readings of what answers and judges them. Never raises for a part that is away: that is a finding."""
-    readings, away = list[Reading](), ""
-    try:
-        readings += read_engine(platform, pipeline)
-    except RecsError as error:
-        away = str(error)
-    try:
-        readings += read_catalog(platform, pipeline)
-    except RecsError as error:
-        readings += [Reading(key, state={"problem": str(error)}) for key in _catalog_keys(pipeline)]
-    return judge(pipeline, readings, memory, time.time(), away)
-
-
-def _catalog_keys(pipeline: Pipeline) -> list[tuple[str, ...]]:
-    return [catalog_key(copy.options["table"]) for copy in copies(pipeline)]
-
-
 def freshness_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     specs = [
         dg.AssetCheckSpec(
@@ -77,9 +56,9 @@ def freshness_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
     ) -> Iterator[dg.AssetCheckResult]:
         """Without the sensor's memory: something that stands still counts as behind."""
-        findings, _ = look(platform, pipeline, {})
+        report, _ = look(platform.settings(), pipeline, {})
         wanted = {key.asset_key for key in context.selected_asset_check_keys}
-        yield from (dg.AssetCheckResult(**_of_finding(f)) for f in findings if dg.AssetKey(f.key) in wanted)
+        yield from (dg.AssetCheckResult(**_of_finding(f)) for f in report.findings if dg.AssetKey(f.key) in wanted)
 
     return freshness
 
@@ -95,27 +74,26 @@ def view_freshness(pipeline: Pipeline) -> dg.SensorDefinition:
     def sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """Evaluates the check `freshness` when a state changes, and every quarter of an hour."""
         told, _, remembered = (context.cursor or "").partition("\n")
-        findings, memory = look(platform, pipeline, load_memory(remembered))
-        ours = [finding for finding in findings if finding.key[0] in pipeline.relations]
+        report, memory = look(platform.settings(), pipeline, load_memory(remembered))
+        ours = [finding for finding in report.findings if finding.key[0] in pipeline.relations]
         before = _told(told)
         period = int(time.time() // AT_LEAST_EVERY)
         due = [f for f in ours if before.get(f.key[0]) != f"{f.state} {period}"]
         cursor = json.dumps({f.key[0]: f"{f.state} {period}" for f in ours})
         return dg.SensorResult(
             asset_events=[dg.AssetCheckEvaluation(**_of_finding(finding)) for finding in due],
-            skip_reason=summary(findings),
+            skip_reason=summary(report),
             cursor=f"{cursor}\n{dump_memory(memory)}",
         )
 
     return sensor
 
 
-def summary(findings: Iterable[Finding]) -> str:
+def summary(report: Report) -> str:
     """How many boxes are in each state, and each cause of trouble once."""
-    found = list(findings)
-    count = Counter(f.state for f in found)
+    count = Counter(finding.state for finding in report.findings)
     counts = [f"{count[state]} {state}" for state in State if count[state]]
-    causes = dict.fromkeys(f"{'/'.join(f.blame)}: {f.words}" for f in found if not f.state.is_well and f.blame == f.key)
+    causes = dict.fromkeys(f"{'/'.join(cause.blame)}: {cause.words}" for cause in report.causes)
     return "; ".join([", ".join(counts), *causes])
 
 

@@ -9,12 +9,12 @@ import dagster as dg
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.specs import reading_metadata
 from recs_platform.lineage import Key, Lineage
+from recs_platform.monitor import read_catalog, read_engine
 from recs_platform.pipeline import Pipeline
-from recs_platform.readings import Journal, Reading, of_catalog, of_stream, try_all
+from recs_platform.readings import Journal, try_all
 from recs_platform.settings import Settings
 
 EVERY = 30  # seconds between looks
-ENGINE_SECONDS = 10.0
 
 
 @dg.definitions
@@ -32,7 +32,7 @@ def observer(pipeline: Pipeline, known: list[Key]) -> dg.SensorDefinition:
     )
     def observe(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """Never fails for a part that is away: it observes the others and says in the tick which are."""
-        takers = (partial(read_engine, platform, pipeline), partial(read_catalog, platform, pipeline))
+        takers = (partial(take, platform.settings(), pipeline) for take in (read_engine, read_catalog))
         readings, problems = try_all(*takers)
         journal = Journal.load(context.cursor)
         due = journal.due(readings, known)
@@ -44,15 +44,3 @@ def observer(pipeline: Pipeline, known: list[Key]) -> dg.SensorDefinition:
         )
 
     return observe
-
-
-def read_engine(platform: Platform, pipeline: Pipeline) -> list[Reading]:
-    """Raises `EngineUnavailable`, or `SettingsError` when no stack runs."""
-    with platform.engine(ENGINE_SECONDS) as engine:
-        return of_stream(engine.status(), pipeline)
-
-
-def read_catalog(platform: Platform, pipeline: Pipeline) -> list[Reading]:
-    """Raises `SourceError`, or `SettingsError` when no stack runs."""
-    settings = platform.settings()
-    return of_catalog(settings.require("postgres_url"), settings.replication_slot, pipeline)

@@ -7,12 +7,13 @@ import secrets
 import sys
 from pathlib import Path
 
-PASSWORDS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD")
+PASSWORDS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "RECS_API_TOKEN")
 
 _TEMPLATE = """\
 # Made by `make up-compose`, once. For docker compose:
 POSTGRES_PASSWORD={POSTGRES_PASSWORD}
 REDIS_PASSWORD={REDIS_PASSWORD}
+RECS_API_TOKEN={RECS_API_TOKEN}
 # For `recs` on this machine: the servers as it sees them …
 RECS_ENGINE=risingwave
 RECS_RISINGWAVE_URL=postgresql://root@127.0.0.1:4566/dev

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from urllib.request import urlopen
 
 from recs_platform import shop
 from recs_platform.catalog import ensure_catalog, seed
@@ -22,7 +23,7 @@ from recs_platform.stack.valkey import probe_redis, valkey
 from recs_platform.topics import ensure_topics
 
 SERVERS = ("postgres", "valkey", "broker")
-PARTS = (*SERVERS, "engine", "simulator", dagster.WEBSERVER, dagster.DAEMON)
+PARTS = (*SERVERS, "engine", "api", "simulator", dagster.WEBSERVER, dagster.DAEMON)
 """In the order of starting; stopped in reverse."""
 
 PORTS = {
@@ -30,6 +31,7 @@ PORTS = {
     "valkey": "redis_port",
     "broker": "kafka_port",
     "engine": "engine_port",
+    "api": "api_port",
     dagster.WEBSERVER: "dagster_port",
 }
 """The setting of each part that listens."""
@@ -53,7 +55,12 @@ def services(
     planned = _ports(settings, [name for name in names if name in PORTS and name not in yours], ports, adopted)
     servers = [yours.get(name) or _server(settings, name, planned[name]) for name in SERVERS if name in names]
     settings = _with_endpoints(settings, {server.name: server.url for server in servers}, planned)
-    programs = [_engine(settings), _simulator(settings), *dagster.services(settings, environment(settings))]
+    programs = [
+        _engine(settings),
+        _api(settings),
+        _simulator(settings),
+        *dagster.services(settings, environment(settings)),
+    ]
     found = [*(_with_ready(server, settings) for server in servers), *(p for p in programs if p.name in names)]
     if settings.simulate_rate <= 0:
         found = [service for service in found if service.name != "simulator"]
@@ -119,7 +126,7 @@ def _with_ready(server: Service, settings: Settings) -> Service:
 
 
 def _with_endpoints(settings: Settings, urls: Mapping[str, str], ports: Mapping[str, int]) -> Settings:
-    engine, webserver = ports.get("engine"), ports.get(dagster.WEBSERVER)
+    engine, api, webserver = (ports.get(name) for name in ("engine", "api", dagster.WEBSERVER))
     return replace(
         settings,
         kafka_bootstrap_servers=urls.get("broker", settings.kafka_bootstrap_servers),
@@ -128,6 +135,8 @@ def _with_endpoints(settings: Settings, urls: Mapping[str, str], ports: Mapping[
         engine_port=engine or 0,
         engine_url=f"grpc://{HOST}:{engine}" if engine else "",
         engine_token=(settings.engine_token or secret(settings.state_dir, "engine.token")) if engine else "",
+        api_port=api or 0,
+        api_url=f"http://{HOST}:{api}" if api else "",
         dagster_url=f"http://{HOST}:{webserver}" if webserver else "",
     )
 
@@ -164,6 +173,20 @@ def _engine(settings: Settings) -> Service:
             engine.health()
 
     return _program(settings, "engine", "recs_platform.engines.local", probe, settings.engine_url, SERVERS)
+
+
+def _api(settings: Settings) -> Service:
+    """Needs Redis alone: it answers whatever becomes of the rest."""
+    url = settings.api_url
+
+    def probe() -> None:
+        try:
+            with urlopen(f"{url}/livez", timeout=PROBE_SECONDS):
+                pass
+        except OSError as error:
+            raise StackError(f"the HTTP API at {url}: {error}") from None
+
+    return _program(settings, "api", "recs_platform.serving.api", probe, url, ("valkey",))
 
 
 def _simulator(settings: Settings) -> Service:

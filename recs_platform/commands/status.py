@@ -1,0 +1,214 @@
+"""`recs status`: the parts of the stack, and every box of the pipeline, as they are now."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from recs_platform.commands.reporting import reported
+from recs_platform.commands.stack import COLOURS
+from recs_platform.health import Finding
+from recs_platform.health import State as Health
+from recs_platform.monitor import Report, Watch
+from recs_platform.settings import Settings
+from recs_platform.stack import control
+from recs_platform.stack.process import marked
+from recs_platform.stack.state import PartState, StackState, load
+
+BROKER_WARNING_BYTES = 1_000_000_000
+BETWEEN_LOOKS = 2.0  # seconds of --watch
+HEALTH_COLOURS = {Health.BEHIND: "yellow", Health.STALLED: "red", Health.BROKEN: "red"}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """`stack` is None where none is running here, `report` where nothing could be looked at."""
+
+    state_dir: Path
+    stack: StackState | None
+    report: Report | None
+    problem: str = ""
+
+    @property
+    def healthy(self) -> bool:
+        parts_are = self.stack.healthy if self.stack else not self.problem
+        boxes_are = self.report is None or self.report.state.is_well
+        problems = self.report.engine.get("problems") if self.report else None
+        return parts_are and boxes_are and not problems
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--watch", "keep", is_flag=True, help="Look again every two seconds, until ctrl-C.")
+@click.pass_context
+def status(context: click.Context, as_json: bool, keep: bool) -> None:
+    """How every part and every box of the pipeline is. Exit code 0 when all is well, 1 otherwise.
+
+    A box is fresh, idle (nothing is sent), behind, stalled or broken; one that merely waits for another is not listed.
+    """
+    watch = Watch()
+    with reported():
+        seen = look(watch)
+        if keep and not as_json:
+            _keep_looking(watch, seen)
+            return
+    if as_json:
+        click.echo(json.dumps(_as_json(seen), indent=2))
+    elif seen.problem:
+        click.echo(seen.problem)
+    else:
+        Console().print(_shown(seen))
+    context.exit(0 if seen.healthy else 1)
+
+
+def look(watch: Watch) -> Seen:
+    """Takes one look. Raises `SettingsError` and `PipelineError`."""
+    settings = Settings.load()
+    stack = control.read_stack(settings.state_dir)
+    if stack is None and not _is_elsewhere(settings):
+        return Seen(settings.state_dir, None, None, _why_not_running(settings.state_dir))
+    has_engine = stack is None or settings.engine != "local" or any(part.name == "engine" for part in stack.parts)
+    if not has_engine:  # `recs up --only …`: nothing is to be fresh
+        return Seen(settings.state_dir, stack, None)
+    return Seen(settings.state_dir, stack, watch.report())
+
+
+def _is_elsewhere(settings: Settings) -> bool:
+    """Whether the engine is the user's own, so that no stack has to run here."""
+    return bool(settings.engine == "risingwave" and settings.risingwave_url)
+
+
+def _why_not_running(state_dir: Path) -> str:
+    if orphans := marked(state_dir):
+        left = ", ".join(orphans)
+        return f"The supervisor is gone, but {left} still run: `recs up` takes them over, `recs down` stops them."
+    state = load(state_dir)
+    last = f" The last start failed: {state.problem}" if state and state.problem else ""
+    return f"No stack is running in {state_dir}: `recs up` starts one.{last}"
+
+
+def _keep_looking(watch: Watch, seen: Seen) -> None:
+    with Live(_shown(seen), console=Console(), screen=True, auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(BETWEEN_LOOKS)
+                live.update(_shown(look(watch)), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+def _as_json(seen: Seen) -> dict[str, Any]:
+    found: dict[str, Any] = {"healthy": seen.healthy}
+    if seen.problem:
+        found["problem"] = seen.problem
+    if seen.stack:
+        parts = [{**asdict(part), "memory_bytes": control.memory(part)} for part in seen.stack.parts]
+        found = {**asdict(seen.stack), **found, "parts": parts}
+    if seen.report:
+        found["engine"] = dict(seen.report.engine)
+        found["boxes"] = [_box(finding) for finding in seen.report.findings]
+    return found
+
+
+def _box(finding: Finding) -> dict[str, Any]:
+    blame = "/".join(finding.blame)
+    return {**asdict(finding), "key": "/".join(finding.key), "blame": blame, "evidence": dict(finding.evidence)}
+
+
+# -- as a person reads it ---------------------------------------------------------------------------------------------
+
+
+def _shown(seen: Seen) -> RenderableType:
+    if seen.problem:
+        return Text(seen.problem)
+    lines: list[RenderableType] = []
+    if seen.stack:
+        lines += [_parts(seen.stack), *_troubles(seen.stack)]
+    if seen.report:
+        lines += [*_engine(seen.report.engine), *_boxes(seen.report)]
+    return Group(*lines, Text(f"state and logs: {seen.state_dir}"))
+
+
+def _parts(stack: StackState) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0))  # 80 columns hold it
+    for heading in ("part", "state", "address", "pid", "since", "restarts", "memory"):
+        table.add_column(heading, overflow="fold")
+    for part in stack.parts:
+        colour, used = COLOURS.get(part.state, "yellow"), control.memory(part)
+        table.add_row(
+            part.name,
+            f"[{colour}]{part.state}[/]",
+            escape(_address(part.url)),
+            "yours" if part.yours else str(part.pid or ""),
+            _since(part),
+            str(part.restarts),
+            f"{used / 1e6:,.0f} MB" if used else "",
+        )
+    return table
+
+
+def _since(part: PartState) -> str:
+    return _ago((datetime.now(UTC) - datetime.fromisoformat(part.since)).total_seconds())
+
+
+def _troubles(stack: StackState) -> Iterator[Text]:
+    for part in stack.parts:
+        used = control.memory(part) if part.name == "broker" else None
+        if used and used > BROKER_WARNING_BYTES:
+            yield Text("The broker keeps every message in memory; `recs down` and `recs up` empty it.", "yellow")
+        if part.problem:
+            yield Text(f"{part.name}: {part.problem}" + (f" (log: {part.log})" if part.log else ""))
+
+
+def _address(url: str) -> str:
+    """Where a part listens; of a web page all that a browser needs."""
+    return url if url.startswith("http") else url.rpartition("://")[2].rpartition("@")[2]
+
+
+def _engine(engine: Mapping[str, Any]) -> Iterator[Text]:
+    facts = {
+        "events/s": engine.get("events_per_second"),
+        "lag": engine.get("lag"),
+        "freshness p50 ms": engine.get("freshness_p50_ms"),
+        "p99 ms": engine.get("freshness_p99_ms"),
+    }
+    known = [f"{name} {value:,.0f}" for name, value in facts.items() if isinstance(value, int | float)]
+    if known:
+        yield Text("engine: " + ", ".join(known))
+    for part, problem in (engine.get("problems") or {}).items():
+        yield Text(f"engine: {part}: {problem}")
+
+
+def _boxes(report: Report) -> Iterator[RenderableType]:
+    count = Counter(finding.state for finding in report.findings)
+    yield Text("boxes: " + ", ".join(f"{count[state]} {state}" for state in Health if count[state]))
+    if not report.causes:
+        return
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for heading in ("box", "state", "since", "what, and what next"):
+        table.add_column(heading, overflow="fold")
+    for cause in report.causes:
+        words = escape(cause.words) + (f"\n[dim]→ {escape(cause.next)}[/]" if cause.next else "")
+        colour = HEALTH_COLOURS.get(cause.state, "default")
+        since = _ago(report.at - cause.since)
+        table.add_row(escape("/".join(cause.blame)), f"[{colour}]{cause.state}[/]", since, words)
+    yield table
+
+
+def _ago(since: float) -> str:
+    minutes, seconds = divmod(max(int(since), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes}m" if hours else f"{minutes}m {seconds}s" if minutes else f"{seconds}s"

@@ -1,0 +1,282 @@
+"""What is wrong with the surroundings before anything fails by it: settings, servers, versions, disk, clocks.
+
+Looks and changes nothing. Each check is one sentence, with the remedy where there is something to mend.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+import psutil
+import psycopg
+import redis
+from confluent_kafka import KafkaException
+from psycopg.rows import dict_row
+
+from recs_platform.engines import connect
+from recs_platform.errors import RecsError
+from recs_platform.pipeline import Kind, Pipeline
+from recs_platform.schema import copies
+from recs_platform.settings import Settings, masked
+from recs_platform.stack.service import is_free
+from recs_platform.topics import admin_client, describe, describe_topics
+
+SECONDS = 5
+CLOCK_SECONDS = 5.0  # two clocks may differ so much
+DISK_BYTES = 2 << 30  # that should be free
+OLDEST_POSTGRES = 14
+NOT_SETTINGS = ("RECS_TEST_KAFKA", "RECS_STACK")
+"""Variables of the tests and of the stack's own processes."""
+
+
+class Verdict(StrEnum):
+    WELL = "well"
+    WARNING = "warning"
+    ILL = "ill"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One fact about one thing; `remedy` is "" where there is nothing to do."""
+
+    thing: str
+    verdict: Verdict
+    words: str
+    remedy: str = ""
+
+
+def diagnose(settings: Settings, environ: Mapping[str, str] = os.environ) -> Iterator[Diagnosis]:
+    """All checks, the nearest things first; each is made when it is asked for. Never raises for what it looks at."""
+    yield from _settings(environ)
+    yield _disk(settings)
+    yield _memory(settings)
+    yield from _ports(settings)
+    yield _files(settings)
+    checks = [
+        ("PostgreSQL", settings.postgres_url, _postgres),
+        ("Redis", settings.redis_url, _redis),
+        ("Kafka", settings.kafka_bootstrap_servers, _kafka),
+        ("the engine", settings.risingwave_url if settings.engine == "risingwave" else settings.engine_url, _engine),
+    ]
+    for thing, address, check in checks:
+        if address:
+            yield from _tried(thing, check, settings)
+        else:
+            yield Diagnosis(thing, Verdict.SKIPPED, "no address is set, and no stack runs here", "`recs up` starts one")
+
+
+def _tried(thing: str, check: Callable[[Settings], Iterator[Diagnosis]], settings: Settings) -> Iterator[Diagnosis]:
+    try:
+        yield from check(settings)
+    except RecsError as error:
+        yield Diagnosis(thing, Verdict.ILL, str(error), "is it running, is the address right?")
+
+
+# -- here -------------------------------------------------------------------------------------------------------------
+
+
+def _settings(environ: Mapping[str, str]) -> Iterator[Diagnosis]:
+    known = {field.metadata["variable"] for field in fields(Settings)}
+    unknown = sorted(name for name in environ if name.startswith("RECS_") and name not in known)
+    for name in unknown:
+        if not name.startswith(NOT_SETTINGS):
+            yield Diagnosis(
+                "settings", Verdict.WARNING, f"{name} is set, and no such setting is known", "is it misspelt?"
+            )
+    used = sorted(name for name in environ if name in known and environ[name])
+    yield Diagnosis("settings", Verdict.WELL, f"set: {', '.join(used)}" if used else "all are as they are by default")
+
+
+def _disk(settings: Settings) -> Diagnosis:
+    place = next(path for path in (settings.state_dir, *settings.state_dir.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    words = f"{free / 1e9:,.1f} GB are free where the state lies ({settings.state_dir})"
+    if not os.access(place, os.W_OK):
+        return Diagnosis(
+            "disk", Verdict.ILL, f"{place} cannot be written to", "set RECS_STATE_DIR to another directory"
+        )
+    if free < DISK_BYTES:
+        return Diagnosis("disk", Verdict.ILL, words, "make room: the engine keeps eight days of events there")
+    return Diagnosis("disk", Verdict.WELL, words)
+
+
+def _memory(settings: Settings) -> Diagnosis:
+    if settings.engine != "local":
+        return Diagnosis("memory", Verdict.SKIPPED, "the engine runs elsewhere")
+    there = psutil.virtual_memory().total
+    words = f"{there / 1e9:,.0f} GB, of which the engine may use {settings.engine_memory}"
+    wanted = _bytes(settings.engine_memory)
+    if wanted is not None and wanted > there * 0.8:
+        return Diagnosis("memory", Verdict.WARNING, words, "set RECS_ENGINE_MEMORY to less, such as 2GB")
+    return Diagnosis("memory", Verdict.WELL, words)
+
+
+def _bytes(size: str) -> float | None:
+    """Of a size such as 4GB; None where it is written otherwise."""
+    for unit, factor in {"GB": 1e9, "MB": 1e6, "GiB": 2**30, "MiB": 2**20}.items():
+        number = size.removesuffix(unit).strip()
+        if size.endswith(unit) and number.replace(".", "", 1).isdigit():
+            return float(number) * factor
+    return None
+
+
+def _ports(settings: Settings) -> Iterator[Diagnosis]:
+    """Those a person has set; while a stack runs they are its own."""
+    if settings.engine_url or settings.dagster_url:
+        return
+    for name in ("kafka_port", "postgres_port", "redis_port", "engine_port", "api_port", "dagster_port"):
+        field = Settings.__dataclass_fields__[name]
+        port, variable = getattr(settings, name), field.metadata["variable"]
+        if port and not is_free(port):
+            is_chosen = port != field.default
+            remedy = f"set {variable} to another, or 0" if is_chosen else "a free one will be taken"
+            verdict = Verdict.ILL if is_chosen else Verdict.WARNING
+            yield Diagnosis("ports", verdict, f"{variable}={port}: something else listens there", remedy)
+
+
+def _files(settings: Settings) -> Diagnosis:
+    try:
+        pipeline = Pipeline.load(settings.sql_dir)
+    except RecsError as error:
+        return Diagnosis("sql/", Verdict.ILL, str(error), "mend the file; `recs plan` says the same")
+    return Diagnosis("sql/", Verdict.WELL, f"{len(pipeline.relations)} relations in {settings.sql_dir}")
+
+
+# -- servers ----------------------------------------------------------------------------------------------------------
+
+
+def _clock(thing: str, theirs: float) -> Diagnosis:
+    apart = abs(theirs - time.time())
+    words = f"its clock and this one are {apart:.1f} s apart"
+    if apart > CLOCK_SECONDS:
+        return Diagnosis(
+            thing, Verdict.ILL, words, "set the clocks by NTP: events more than 5 minutes ahead are refused"
+        )
+    return Diagnosis(thing, Verdict.WELL, words)
+
+
+_POSTGRES = """
+SELECT current_setting('server_version_num')::int / 10000 AS version, current_setting('wal_level') AS wal_level,
+  current_setting('max_slot_wal_keep_size') AS keeps, extract(epoch FROM now())::float8 AS now,
+  (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user) AS may_replicate, current_user AS role,
+  (SELECT count(*) FROM pg_replication_slots) AS slots, current_setting('max_replication_slots')::int AS most_slots,
+  (SELECT wal_status FROM pg_replication_slots WHERE slot_name = %s) AS slot"""
+
+
+def _postgres(settings: Settings) -> Iterator[Diagnosis]:
+    thing = "PostgreSQL"
+    try:
+        with psycopg.connect(settings.postgres_url, connect_timeout=SECONDS, row_factory=dict_row) as server:
+            found: Mapping[str, Any] = server.execute(_POSTGRES, [settings.replication_slot]).fetchone() or {}
+            tables = [copy.options["table"] for copy in copies(Pipeline.load(settings.sql_dir))]
+            missing = [t for t in tables if not server.execute("SELECT to_regclass(%s) AS t", [t]).fetchone()["t"]]  # type: ignore[index]
+    except psycopg.Error as error:
+        words = masked(str(error)).strip().splitlines()[0]
+        yield Diagnosis(thing, Verdict.ILL, words, "is it running, are the address and the password right?")
+        return
+    yield _version_of_postgres(settings, int(found["version"]))
+    yield _clock(thing, float(found["now"]))
+    if found["wal_level"] != "logical":
+        yield Diagnosis(
+            thing, Verdict.ILL, f"wal_level is {found['wal_level']}", "set wal_level = logical and restart it"
+        )
+    if not found["may_replicate"]:
+        yield Diagnosis(
+            thing, Verdict.ILL, f"{found['role']} may not replicate", f"ALTER ROLE {found['role']} REPLICATION"
+        )
+    if found["keeps"] == "-1":
+        remedy = "set max_slot_wal_keep_size, such as 2GB: an engine that is away would fill its disk"
+        yield Diagnosis(thing, Verdict.WARNING, "it keeps its log for a slot without a bound", remedy)
+    if found["slot"] == "lost":
+        yield Diagnosis(
+            thing,
+            Verdict.ILL,
+            f"it has given up the slot {settings.replication_slot}",
+            "the engine makes another when it runs",
+        )
+    if found["slot"] is None and found["slots"] >= found["most_slots"]:
+        yield Diagnosis(
+            thing, Verdict.ILL, "all its replication slots are taken", "raise max_replication_slots, or drop one"
+        )
+    for table in missing:
+        yield Diagnosis(
+            thing, Verdict.ILL, f"it has no table {table}", "`recs up` creates it; `recs catalog load` fills it"
+        )
+
+
+def _version_of_postgres(settings: Settings, version: int) -> Diagnosis:
+    words = f"version {version} at {masked(settings.postgres_url)}"
+    if version < OLDEST_POSTGRES:
+        return Diagnosis("PostgreSQL", Verdict.ILL, words, f"{OLDEST_POSTGRES} or later is wanted")
+    return Diagnosis("PostgreSQL", Verdict.WELL, words)
+
+
+def _redis(settings: Settings) -> Iterator[Diagnosis]:
+    thing = "Redis"
+    try:
+        with redis.Redis.from_url(
+            settings.redis_url, decode_responses=True, socket_timeout=SECONDS, socket_connect_timeout=SECONDS
+        ) as server:
+            info: Mapping[str, Any] = server.info()
+            seconds, microseconds = server.time()
+    except (redis.RedisError, OSError, ValueError) as error:
+        yield Diagnosis(
+            thing, Verdict.ILL, masked(str(error)), "is it running, are the address and the password right?"
+        )
+        return
+    version = info.get("valkey_version") or info.get("redis_version")
+    yield Diagnosis(thing, Verdict.WELL, f"version {version} at {masked(settings.redis_url)}")
+    yield _clock(thing, seconds + microseconds / 1e6)
+    policy, most, used = (
+        info.get("maxmemory_policy", "noeviction"),
+        int(info.get("maxmemory", 0)),
+        int(info["used_memory"]),
+    )
+    if most and policy.startswith("allkeys"):
+        remedy = "CONFIG SET maxmemory-policy noeviction: lists would go without anybody noticing"
+        yield Diagnosis(thing, Verdict.ILL, f"it evicts keys when it is full ({policy})", remedy)
+    if most and used > 0.9 * most:
+        yield Diagnosis(thing, Verdict.ILL, f"it is full to {used / most:.0%}", "raise maxmemory")
+    if info.get("aof_enabled") == 0 and not int(info.get("rdb_last_save_time", 0)):
+        yield Diagnosis(thing, Verdict.WARNING, "it keeps nothing on disk", "the engine fills it anew after a restart")
+    if info.get("cluster_enabled"):
+        yield Diagnosis(
+            thing, Verdict.ILL, "it is a cluster", "a single server or a proxy is wanted: one answer reads several keys"
+        )
+
+
+def _kafka(settings: Settings) -> Iterator[Diagnosis]:
+    thing, servers = "Kafka", settings.kafka_bootstrap_servers
+    topics = list(Pipeline.load(settings.sql_dir).topics)
+    try:
+        found = describe_topics(admin_client(servers), topics, SECONDS)
+    except KafkaException as error:
+        yield Diagnosis(thing, Verdict.ILL, f"{servers}: {describe(error)}", "is it running, is the address right?")
+        return
+    shown = ", ".join(f"{topic} ({len(info.partitions)} partitions)" for topic, info in found.items())
+    yield Diagnosis(thing, Verdict.WELL, f"at {servers}: {shown or 'no topics of ours yet'}")
+    for topic in topics:
+        if topic not in found:
+            yield Diagnosis(thing, Verdict.WARNING, f"there is no topic {topic}", "it is read as soon as it is created")
+
+
+def _engine(settings: Settings) -> Iterator[Diagnosis]:
+    with connect(settings, SECONDS) as engine:
+        deployed = engine.deployed()
+        plan = engine.plan()
+    pipeline = Pipeline.load(settings.sql_dir)
+    sinks = sum(relation.name in deployed for relation in pipeline.of_kind(Kind.SINK))
+    yield Diagnosis(
+        "the engine", Verdict.WELL, f"{settings.engine}: {len(deployed)} relations are deployed, {sinks} of them sinks"
+    )
+    if plan.steps:
+        yield Diagnosis(
+            "the engine", Verdict.WARNING, "what is deployed is not what sql/ says", "`recs plan` shows what differs"
+        )

@@ -1,0 +1,80 @@
+"""A report in Prometheus' words.
+
+Every number of a reading is a gauge `recs_<number>{box="…"}`, milliseconds as seconds; every counter a counter. What
+was judged is `recs_well` (1 or 0), `recs_state` with the state as a label, and since when it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from recs_platform.lineage import Key
+from recs_platform.monitor import Report
+
+HELP: Mapping[str, str] = {
+    "lag_messages": "Messages that were sent and are not taken in",
+    "lag_seconds": "At most how old the oldest message is that is not taken in",
+    "partitions": "Partitions of a topic",
+    "messages": "Messages that were sent to a topic",
+    "rows": "Rows of a relation or a catalog table",
+    "bytes": "Size of a catalog table",
+    "changes": "Rows of a catalog table that were inserted, updated or deleted",
+    "freshness_p50_seconds": "From an event to its document in Redis, the half",
+    "freshness_p99_seconds": "From an event to its document in Redis, all but a hundredth",
+    "lag_bytes": "Write-ahead log that the replication slot has not confirmed",
+    "retained_bytes": "Write-ahead log that PostgreSQL keeps for the replication slot",
+    "bytes_until_lost": "Write-ahead log until PostgreSQL gives up the replication slot",
+}
+
+
+class Health(Collector):
+    """Hands Prometheus the newest report whenever it asks."""
+
+    def __init__(self, report: Callable[[], Report]) -> None:
+        self._report = report
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing is asked of anybody while it is registered."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield from families(self._report())
+
+
+def families(report: Report) -> Iterator[Metric]:
+    """All metrics of a report."""
+    found: dict[str, Metric] = {}
+    for reading in report.readings:
+        for name, number in reading.numbers.items():
+            _add(found, *_in_seconds(name, number), reading.key, is_counter=False)
+        for name, count in reading.counters.items():
+            _add(found, name, count, reading.key, is_counter=True)
+    yield from found.values()
+    well = GaugeMetricFamily("recs_well", "Whether a box is fresh, idle or unknown", labels=["box"])
+    state = GaugeMetricFamily("recs_state", "1 for the state that a box is in", labels=["box", "state"])
+    since = GaugeMetricFamily("recs_state_since_seconds", "Unix time since when a box is in its state", labels=["box"])
+    for finding in report.findings:
+        well.add_metric([label(finding.key)], float(finding.state.is_well))
+        state.add_metric([label(finding.key), str(finding.state)], 1.0)
+        since.add_metric([label(finding.key)], finding.since)
+    yield from (well, state, since)
+
+
+def label(key: Key) -> str:
+    """A box as it is called in Dagster: `kafka/user_activity`, `trending_products`."""
+    return "/".join(key)
+
+
+def _in_seconds(name: str, number: float) -> tuple[str, float]:
+    return (f"{name.removesuffix('_ms')}_seconds", number / 1000) if name.endswith("_ms") else (name, number)
+
+
+def _add(found: dict[str, Metric], name: str, number: float, key: Key, *, is_counter: bool) -> None:
+    family = found.get(name)
+    if family is None:
+        kind = CounterMetricFamily if is_counter else GaugeMetricFamily
+        family = found[name] = kind(f"recs_{name}", HELP.get(name, name), labels=["box"])
+    family.add_metric([label(key)], number)  # type: ignore[attr-defined]  # both have it

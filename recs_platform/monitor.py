@@ -1,0 +1,125 @@
+"""Looks at everything there is and judges it, for whoever asks: Dagster, `recs status`, `/healthz`, `/metrics`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from recs_platform.engines import connect
+from recs_platform.errors import RecsError
+from recs_platform.health import Finding, Memory, Seen, State, dump_memory, judge, load_memory, worst
+from recs_platform.lineage import Key, catalog_key
+from recs_platform.pipeline import Pipeline
+from recs_platform.readings import Reading, of_catalog, of_stream
+from recs_platform.schema import copies
+from recs_platform.settings import Settings
+
+ENGINE_SECONDS = 10.0
+AT_MOST_EVERY = 5.0  # seconds between looks of one watch
+REMEMBERED = "health.json"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found at one moment, in seconds since 1970: a finding and mostly a reading of each box.
+
+    `engine` is what the engine said of itself (`StreamEngine.status`), nothing where it did not answer.
+    """
+
+    at: float
+    readings: tuple[Reading, ...]
+    findings: tuple[Finding, ...]
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def state(self) -> State:
+        return worst(self.findings)
+
+    @property
+    def causes(self) -> list[Finding]:
+        """The boxes where trouble began, without those that merely suffer from it."""
+        return [f for f in self.findings if not f.state.is_well and f.blame == f.key] or self._suffering()
+
+    def _suffering(self) -> list[Finding]:
+        """One for each thing to blame that is no box, such as the engine itself."""
+        ill = {f.blame: f for f in reversed(self.findings) if not f.state.is_well}
+        return list(reversed(ill.values()))
+
+
+def look(settings: Settings, pipeline: Pipeline, memory: Memory) -> tuple[Report, dict[Key, Seen]]:
+    """Takes readings of what answers and judges them. Never raises for a part that is away: that is a finding."""
+    status, away = dict[str, Any](), ""
+    try:
+        status = engine_status(settings)
+    except RecsError as error:
+        away = str(error)
+    readings = of_stream(status, pipeline) if status else []
+    try:
+        readings += read_catalog(settings, pipeline)
+    except RecsError as error:
+        readings += [Reading(key, state={"problem": str(error)}) for key in _catalog_keys(pipeline)]
+    now = time.time()
+    findings, after = judge(pipeline, readings, memory, now, away)
+    return Report(now, tuple(readings), tuple(findings), status), after
+
+
+def engine_status(settings: Settings) -> dict[str, Any]:
+    """Raises `EngineUnavailable`, or `SettingsError` when no stack runs."""
+    with connect(settings, ENGINE_SECONDS) as engine:
+        return engine.status()
+
+
+def read_engine(settings: Settings, pipeline: Pipeline) -> list[Reading]:
+    """Raises what `engine_status` raises."""
+    return of_stream(engine_status(settings), pipeline)
+
+
+def read_catalog(settings: Settings, pipeline: Pipeline) -> list[Reading]:
+    """Raises `SourceError`, or `SettingsError` when no stack runs."""
+    return of_catalog(settings.require("postgres_url"), settings.replication_slot, pipeline)
+
+
+class Watch:
+    """Looks when asked, and no more often than every few seconds. What it saw last is kept in the state directory, so
+    that whoever looks next knows since when. Safe to share between threads."""
+
+    def __init__(
+        self, settings: Callable[[], Settings] = Settings.load, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._settings, self._clock = settings, clock
+        self._last: Report | None = None
+        self._lock = Lock()
+
+    def report(self) -> Report:
+        """Raises `SettingsError` and `PipelineError`; a part that is away is in the report."""
+        with self._lock:
+            if self._last is None or not 0 <= self._clock() - self._last.at < AT_MOST_EVERY:
+                self._last = self._look()
+            return self._last
+
+    def _look(self) -> Report:
+        settings = self._settings()
+        path = settings.state_dir / REMEMBERED
+        report, memory = look(settings, Pipeline.load(settings.sql_dir), load_memory(_text(path)))
+        with suppress(OSError):  # a full disk, or a directory that may only be read
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{time.monotonic_ns()}")
+            temporary.write_text(dump_memory(memory))
+            temporary.replace(path)
+        return report
+
+
+def _catalog_keys(pipeline: Pipeline) -> Iterable[Key]:
+    return [catalog_key(copy.options["table"]) for copy in copies(pipeline)]
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
