@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install up up-compose down down-compose test lint types suite test-kafka bench bench-quick lock clean help
+.PHONY: install up up-compose down down-compose test lint types suite soak test-kafka bench bench-quick lock clean help
 
 help:  ## what there is
 	@grep -E '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ types: install
 
 suite: install
 	$(BIN)/pytest -n 2 --dist loadfile
+
+soak: install  ## faults under load for a quarter of an hour; OPTIONS="--minutes 60 --seed 1"
+	$(BIN)/python -m recs_platform_tests.soak $(OPTIONS)
 
 test-kafka: install  ## the broker-facing tests against Apache Kafka 4 (needs Java and Maven)
 	$(BIN)/python -m recs_platform_tests.apache_kafka $(BIN)/pytest recs_platform_tests/test_intake.py recs_platform_tests/test_engine.py

@@ -1,27 +1,44 @@
-"""Sinks against Redis: is this the Redis that was filled, are readers on the version that is deployed, are the keys there."""
+"""Sinks against Redis: is this the Redis that was filled, are readers on the version that is deployed, and is each key
+there, as its row is now.
+
+A sample of a sink's rows, or all of them and all of Redis' keys. What differs is looked at again for a few seconds: a
+change may be on its way.
+"""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import islice
+from typing import Any
 
 import redis
 
 from recs_platform.engines.base import StreamEngine
 from recs_platform.errors import StoreUnavailable
 from recs_platform.pipeline import Kind, Pipeline, Relation
-from recs_platform.serving import keys
+from recs_platform.serving import keys, versions
 from recs_platform.settings import masked
 
 SAMPLE = 200
 SECONDS = 5.0
 ON_THE_WAY, BETWEEN_LOOKS = 3.0, 0.2  # seconds that a key may take from its row to Redis
+AT_ONCE = 1_000  # keys
+
+Row = Mapping[str, Any]
+Rows = Mapping[str, Row]
+"""Redis key → the columns of its document."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Of one sink. `pointer`: the version that readers are on, None where Redis has none. `missing` of `looked_at` keys.
-    `away`: why nothing could be looked at.
+    """Of one sink. `pointer`: the version that readers are on, None where Redis has none. Of the `looked_at` rows the keys
+    that are `missing`, and those that hold something else (`stale`); of all keys, where all were looked at, those that no
+    row stands for (`orphaned`). `away`: why nothing could be looked at.
     """
 
     sink: str
@@ -29,6 +46,8 @@ class Audit:
     deployed: str
     looked_at: int = 0
     missing: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+    orphaned: tuple[str, ...] = ()
     away: str = ""
 
     @property
@@ -40,39 +59,116 @@ class Audit:
             return "Redis has no pointer for it: it was emptied, or is another one"
         if not self.pointer.startswith(self.deployed):
             return f"readers are on version {self.pointer}, and {self.deployed} is deployed"
-        if self.missing:
-            return f"{len(self.missing)} of {self.looked_at} keys looked at are missing, {self.missing[0]} among them"
-        return ""
+        wrong = {"missing": self.missing, "stale": self.stale, "orphaned": self.orphaned}
+        told = [f"{len(found):,} {what} ({found[0]} among them)" for what, found in wrong.items() if found]
+        return f"of {self.looked_at:,} rows looked at: {', '.join(told)}" if told else ""
+
+    @property
+    def can_be_mended(self) -> bool:
+        """Whether writing the sink anew would put it right."""
+        return bool(self.problem) and not self.away
 
 
-def audit(engine: StreamEngine, pipeline: Pipeline, redis_url: str, sample: int = SAMPLE) -> list[Audit]:
-    """One of each deployed sink. Raises `StoreUnavailable`, and what the engine raises."""
+def audit(
+    engine: StreamEngine,
+    pipeline: Pipeline,
+    redis_url: str,
+    sample: int | None = SAMPLE,
+    sinks: Iterable[str] | None = None,
+) -> Iterator[Audit]:
+    """One of each deployed sink, or of those named; of a `sample` of its rows, or with None of all rows and all keys.
+
+    Raises `StoreUnavailable`, and what the engine raises.
+    """
     deployed = engine.deployed()
-    sinks = [sink for sink in pipeline.of_kind(Kind.SINK) if sink.name in deployed]
+    chosen = [s for s in pipeline.of_kind(Kind.SINK) if s.name in deployed and (sinks is None or s.name in sinks)]
     try:
         with redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=SECONDS) as connection:
-            return [_audited(engine, connection, sink, deployed[sink.name], sample) for sink in sinks]
+            for sink in chosen:
+                yield _Auditor(engine, connection, sink, deployed[sink.name]).audited(sample)
     except redis.RedisError as error:
         raise StoreUnavailable(f"Redis at {masked(redis_url)}: {error}") from None
 
 
-def _audited(engine: StreamEngine, connection: redis.Redis, sink: Relation, deployed: str, sample: int) -> Audit:
-    found = connection.get(keys.pointer(sink.redis_name))
-    pointer = str(found) if found is not None else None
-    wanted = engine.sampled_keys(sink.name, sample)
-    if pointer is None:
-        return Audit(sink.name, None, deployed, len(wanted))
-    missing = _missing(connection, wanted)
-    deadline = time.monotonic() + ON_THE_WAY
-    while missing and time.monotonic() < deadline:
-        time.sleep(BETWEEN_LOOKS)
-        missing = _missing(connection, engine.sampled_keys(sink.name, sample, among=missing))
-    return Audit(sink.name, pointer, deployed, len(wanted), tuple(missing))
+@dataclass(frozen=True)
+class _Auditor:
+    engine: StreamEngine
+    connection: redis.Redis
+    sink: Relation
+    deployed: str
+
+    def audited(self, sample: int | None) -> Audit:
+        found = self.connection.get(keys.pointer(self.sink.redis_name))
+        pointer = str(found) if found is not None else None
+        rows = self._rows(sample)
+        if pointer is None:
+            return Audit(self.sink.name, None, self.deployed, len(rows))
+        orphans = self._orphans(pointer, rows) if sample is None else set[str]()
+        missing, stale = self._compared(rows)
+        deadline = time.monotonic() + ON_THE_WAY
+        while (missing or stale or orphans) and time.monotonic() < deadline:
+            time.sleep(BETWEEN_LOOKS)
+            again = self._rows(None, among=[*missing, *stale, *orphans])
+            missing, stale = self._compared({key: row for key, row in again.items() if key not in orphans})
+            orphans = {key for key in orphans - again.keys() if self.connection.exists(key)}
+        return Audit(
+            self.sink.name, pointer, self.deployed, len(rows), tuple(missing), tuple(stale), tuple(sorted(orphans))
+        )
+
+    def _rows(self, count: int | None, among: Sequence[str] | None = None) -> Rows:
+        return {str(row.pop("key")): row for row in self.engine.sink_rows(self.sink.name, count, among).to_pylist()}
+
+    def _orphans(self, pointer: str, rows: Rows) -> set[str]:
+        return {
+            key for key in versions.document_keys(self.connection, self.sink.redis_name, pointer) if key not in rows
+        }
+
+    def _compared(self, rows: Rows) -> tuple[list[str], list[str]]:
+        missing, stale = [], []
+        remaining = iter(rows.items())
+        while some := list(islice(remaining, AT_ONCE)):
+            found: list[Any] = self.connection.mget([key for key, _ in some])
+            for (key, row), text in zip(some, found, strict=True):
+                if text is None:
+                    missing.append(key)
+                elif not is_document_of(row, text):
+                    stale.append(key)
+        return missing, stale
 
 
-def _missing(connection: redis.Redis, wanted: list[str]) -> list[str]:
-    with connection.pipeline(transaction=False) as pipe:
-        for key in wanted:
-            pipe.exists(key)
-        found = pipe.execute()
-    return [key for key, there in zip(wanted, found, strict=True) if not there]
+def is_document_of(row: Row, text: str) -> bool:
+    """Whether a document says what the row does; what else it holds does not matter."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(document, dict) and all(_same(value, document.get(name)) for name, value in row.items())
+
+
+def _same(value: Any, found: Any) -> bool:
+    """As JSON: a time as text, a number of any kind, JSON that an engine hands over as text."""
+    if isinstance(value, datetime):
+        return isinstance(found, str) and _instant(found) == value.astimezone(UTC)
+    if isinstance(value, float | Decimal):
+        return isinstance(found, int | float) and float(value) == float(found)
+    if isinstance(value, str) and not isinstance(found, str):
+        return bool(_from_json(value) == found)
+    if isinstance(value, list):
+        return isinstance(found, list) and len(value) == len(found) and all(map(_same, value, found))
+    if isinstance(value, dict):
+        return isinstance(found, dict) and all(_same(part, found.get(name)) for name, part in value.items())
+    return bool(value == found)
+
+
+def _instant(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        return None
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

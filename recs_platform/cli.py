@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from recs_platform.commands import dead_letters, doctor, pipeline, serving, stack, status, traffic
+from recs_platform.commands import audit, dead_letters, doctor, forget, pipeline, serving, stack, status, traffic
 
 GROUPS: dict[str, list[click.Command]] = {
     "The stack": [stack.up, status.status, stack.down],
     "Recommendations": [serving.recommend, serving.trending, serving.query],
     "Traffic": [traffic.simulate, traffic.replay, traffic.catalog],
     "The pipeline": [pipeline.plan, pipeline.apply, pipeline.rollback, pipeline.sql],
-    "What went wrong": [doctor.doctor, dead_letters.dead_letters],
+    "Looking after it": [doctor.doctor, audit.audit, dead_letters.dead_letters, forget.forget],
 }
 
 

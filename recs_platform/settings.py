@@ -84,6 +84,13 @@ class Settings:
         secret=True,
         endpoint=True,
     )
+    redis_reader_url: str = _setting(
+        "RECS_REDIS_READER_URL",
+        "",
+        "the same Redis as a user that may only read, for the library and the HTTP API; RECS_REDIS_URL by default",
+        secret=True,
+        endpoint=True,
+    )
     engine: str = _setting("RECS_ENGINE", "local", "the stream engine: local, or risingwave")
     risingwave_url: str = _setting(
         "RECS_RISINGWAVE_URL", "", "your RisingWave, postgresql://root@127.0.0.1:4566/dev", secret=True, endpoint=True
@@ -108,6 +115,11 @@ class Settings:
         "RECS_FOLLOW_BREAKING_CHANGES",
         False,
         "whether Dagster deploys by itself what breaks a reader, and the engine goes on with NULL for a column that is gone",
+    )
+    repair_sinks: bool = _setting(
+        "RECS_REPAIR_SINKS",
+        True,
+        "whether Dagster writes a sink anew whose keys in Redis are missing, stale or orphaned",
     )
     engine_url: str = _setting(
         "RECS_ENGINE_URL", "", "where the engine answers queries, grpc://127.0.0.1:port", endpoint=True
@@ -155,6 +167,8 @@ class Settings:
         running: dict[str, Any] = {
             name: value for name, value in _endpoints(settings.state_dir).items() if not getattr(settings, name)
         }
+        if settings.redis_url:  # of another Redis than the stack's, maybe
+            running.pop("redis_reader_url", None)
         return replace(settings, **running)
 
     def require(self, name: str) -> str:
@@ -166,6 +180,10 @@ class Settings:
                 f"{variable} is not set and no stack is running in {self.state_dir}: `recs up` starts one"
             )
         return value
+
+    def require_reader(self) -> str:
+        """The Redis to read from. Raises like `require`."""
+        return self.redis_reader_url or self.require("redis_url")
 
     def shown(self, name: str) -> str:
         """An endpoint with its password masked."""

@@ -99,26 +99,32 @@ class Shop:
         return bool(self.documents("products").get(product_id))
 
     def documents(self, name: str) -> dict[str, dict[str, Any]]:
-        """Row key → document under the live version."""
-        version = self.redis.get(keys.pointer(name))
-        prefix = f"recs:{name}:{version}:"
-        found = sorted(self.redis.scan_iter(match=prefix + "*", count=1000))
-        return {
-            key.removeprefix(prefix): json.loads(value)
-            for key, value in zip(found, self.redis.mget(found) if found else [], strict=True)
-        }
+        return documents(self.redis, name)
 
     def oracle(self) -> Oracle:
-        with psycopg.connect(self.postgres) as connection:
-            products = {
-                row[0]: {"category": row[1], "in_stock": row[2], "price": row[3]}
-                for row in connection.execute("SELECT product_id, category, in_stock, price FROM product_catalog")
-            }
-            customers = {
-                row[0]: (row[1], row[2])
-                for row in connection.execute("SELECT user_id, age_band, country FROM customers")
-            }
-        return Oracle(products, customers, self.clock()).read(self.log)
+        return oracle_of(self.postgres, self.clock()).read(self.log)
+
+
+def documents(server: redis.Redis, name: str) -> dict[str, dict[str, Any]]:
+    """Row key → document under the live version."""
+    version = server.get(keys.pointer(name))
+    prefix = f"recs:{name}:{version}:"
+    found = sorted(server.scan_iter(match=prefix + "*", count=1000))
+    values: Any = server.mget(found) if found else []
+    return {key.removeprefix(prefix): json.loads(value) for key, value in zip(found, values, strict=True)}
+
+
+def oracle_of(postgres: str, now: datetime) -> Oracle:
+    """With the catalog as it is in PostgreSQL, and nothing read yet."""
+    with psycopg.connect(postgres) as connection:
+        products = {
+            row[0]: {"category": row[1], "in_stock": row[2], "price": row[3]}
+            for row in connection.execute("SELECT product_id, category, in_stock, price FROM product_catalog")
+        }
+        customers = {
+            row[0]: (row[1], row[2]) for row in connection.execute("SELECT user_id, age_band, country FROM customers")
+        }
+    return Oracle(products, customers, now)
 
 
 def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -136,18 +142,21 @@ def pairs(
 def assert_redis_is_right(shop: Shop) -> None:
     """The invariant of every test of faults. Lists of shoppers are compared by `assert_lists_are_right`."""
     oracle = shop.oracle()
-    for name, expected in (("trending_products", oracle.trending), ("trending_by_segment", oracle.trending_by_segment)):
-        documents = shop.documents(name)
-        assert pairs(documents, "view_count") == expected(10)
-        assert pairs(documents, "view_count", "candidates") == expected(30)
-    assert pairs(shop.documents("also_bought"), "shoppers") == oracle.also_bought()
-    products = shop.documents("products")
-    assert {p: (d["category"], d["in_stock"]) for p, d in products.items()} == {
-        p: (row["category"], row["in_stock"]) for p, row in oracle.products.items()
-    }
+    assert_documents_are_right(oracle, shop.documents)
     assert shop.database is not None
     dead = shop.database.connection.execute("SELECT payload FROM dead_letters").fetchall()
     assert sorted(bytes(row[0]) for row in dead) == sorted(m.payload for m in oracle.dead)
+
+
+def assert_documents_are_right(oracle: Oracle, found: Callable[[str], dict[str, dict[str, Any]]]) -> None:
+    """What does not depend on when a shopper acted; `found` gives the documents of a name."""
+    for name, expected in (("trending_products", oracle.trending), ("trending_by_segment", oracle.trending_by_segment)):
+        assert pairs(found(name), "view_count") == expected(10)
+        assert pairs(found(name), "view_count", "candidates") == expected(30)
+    assert pairs(found("also_bought"), "shoppers") == oracle.also_bought()
+    assert {p: (d["category"], d["in_stock"]) for p, d in found("products").items()} == {
+        p: (row["category"], row["in_stock"]) for p, row in oracle.products.items()
+    }
 
 
 def assert_lists_are_right(shop: Shop) -> None:

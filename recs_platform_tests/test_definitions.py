@@ -14,11 +14,13 @@ import dagster as dg
 import psycopg
 import pytest
 
+from recs_platform.audit import audit as audited
 from recs_platform.catalog import ensure_catalog
 from recs_platform.definitions import defs
 from recs_platform.defs import catalog, health, stream
 from recs_platform.defs.observe import observer
 from recs_platform.defs.resources import Platform
+from recs_platform.engines import connect
 from recs_platform.engines.local.client import LocalEngine
 from recs_platform.lineage import Lineage
 from recs_platform.pipeline import Kind, Pipeline
@@ -305,7 +307,37 @@ def test_an_emptied_redis_and_a_lost_key_are_seen(shop: Shop) -> None:
     shop.redis.delete(f"recs:products:{shop.redis.get('recs:products')}:p1")
     found, result = evaluated(health.sink_health(pipeline), result.cursor)
     assert list(found) == ["products_sink"]
-    assert str(found["products_sink"].description).startswith("1 of 2 keys looked at are missing, recs:products:")
+    assert str(found["products_sink"].description).startswith("of 2 rows looked at: 1 missing (recs:products:")
+
+
+def test_a_sink_that_stays_wrong_is_written_anew_once(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline.load(shop.settings.sql_dir)
+    shop.sql("INSERT INTO product_catalog (product_id, name) VALUES ('p1', 'One'), ('p2', 'Two')")
+    eventually(lambda: len(shop.documents("products")) == 2)
+    version = shop.redis.get("recs:products")
+    shop.redis.delete(f"recs:products:{version}:p1")
+    shop.redis.set(f"recs:products:{version}:p2", '{"product_id":"p2","name":"Another"}')
+    shop.redis.set(f"recs:products:{version}:p3", "{}")
+
+    _, first = evaluated(health.sink_health(pipeline))
+    assert not first.run_requests, "it may mend itself"
+    monkeypatch.setenv("RECS_REPAIR_SINKS", "false")
+    assert not evaluated(health.sink_health(pipeline), first.cursor)[1].run_requests
+    monkeypatch.delenv("RECS_REPAIR_SINKS")
+    _, second = evaluated(health.sink_health(pipeline), first.cursor)
+    [request] = second.run_requests or []
+    assert request.asset_selection == [dg.AssetKey("products_sink")]
+    assert not evaluated(health.sink_health(pipeline), second.cursor)[1].run_requests, "once an incident"
+
+    with connect() as engine:
+        [audit] = audited(engine, pipeline, shop.redis_url, None, ["products_sink"])
+    assert [[k.rpartition(":")[2] for k in wrong] for wrong in (audit.missing, audit.stale, audit.orphaned)] == [
+        ["p1"], ["p2"], ["p3"]]  # fmt: skip
+    job = loaded().resolve_job_def("resync_sinks")
+    assert job.execute_in_process(asset_selection=[dg.AssetKey("products_sink")]).success
+    with connect() as engine:
+        eventually(lambda: not any(a.problem for a in audited(engine, pipeline, shop.redis_url, None)))
+    assert {key: row["name"] for key, row in shop.documents("products").items()} == {"p1": "One", "p2": "Two"}
 
 
 def test_redis_that_is_away_is_what_is_wrong_with_all_sinks(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

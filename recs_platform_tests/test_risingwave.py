@@ -341,16 +341,16 @@ def test_the_keys_of_a_live_sink_are_asked_of_its_own_query(cluster: Cluster, mo
         return pa.table({"key": ["recs:products:x:1"]})
 
     monkeypatch.setattr(RisingWaveEngine, "query", query)
-    assert cluster.engine.sampled_keys("products_sink", 5) == ["recs:products:x:1"]
-    cluster.engine.sampled_keys("products_sink", 5, among=["a"])
+    assert cluster.engine.sink_rows("products_sink", 5).column("key").to_pylist() == ["recs:products:x:1"]
+    cluster.engine.sink_rows("products_sink", among=["a"])
     live = cluster.engine.deployment().live
     inner = (
         f"SELECT 'recs:products:{live['products_sink']}:' || product_id AS key, product_id, name, category, price, image_url, "
         f"in_stock FROM {physical_name('product_catalog', live['product_catalog'])} AS product_catalog"
     )
     assert asked == [
-        (f"SELECT key FROM ({inner}) AS documents LIMIT 5", None),
-        (f"SELECT key FROM ({inner}) AS documents WHERE key = ANY($1) LIMIT 5", [["a"]]),
+        (f"SELECT * FROM ({inner}) AS documents LIMIT 5", None),
+        (f"SELECT * FROM ({inner}) AS documents WHERE key = ANY($1)", [["a"]]),
     ]
 
 

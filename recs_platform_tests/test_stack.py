@@ -150,12 +150,40 @@ def test_a_second_up_finds_the_first(running_stack: Stack) -> None:
     assert running_stack.pids() == before
 
 
-def test_the_password_is_in_no_file_others_may_read(running_stack: Stack) -> None:
-    password = (running_stack.state_dir / "postgres.password").read_text()
+@pytest.mark.parametrize("kept", ["postgres.password", "valkey.password", "valkey.reader.password"])
+def test_a_password_is_in_no_file_others_may_read_and_on_no_command_line(running_stack: Stack, kept: str) -> None:
+    password = (running_stack.state_dir / kept).read_text()
+    assert len(password) >= 32
     shown = running_stack.recs("status").stdout + running_stack.recs("status", "--json").stdout
     assert password not in shown
     for file in [*running_stack.state_dir.glob("*.json"), *(running_stack.state_dir / "logs").iterdir()]:
         assert password not in file.read_text() or file.stat().st_mode & 0o077 == 0
+    for pid in running_stack.pids().values():
+        assert password not in " ".join(psutil.Process(pid).cmdline())
+
+
+def test_redis_lets_nobody_in_without_a_password_and_readers_only_read(running_stack: Stack) -> None:
+    settings = running_stack.settings()
+    with redis.Redis.from_url(settings.redis_url) as writer:
+        writer.set("recs:x", "1")
+        writer.set("other", "1")
+    with (
+        redis.Redis.from_url(f"redis://{settings.redis_url.rpartition('@')[2]}") as nobody,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        nobody.get("recs:x")
+    with redis.Redis.from_url(settings.require_reader()) as reader:
+        assert reader.mget(["recs:x"]) == [b"1"]
+        assert list(reader.scan_iter(match="recs:x*")) == [b"recs:x"]
+        for refused in (
+            lambda: reader.set("recs:x", "2"),
+            lambda: reader.get("other"),
+            lambda: reader.flushall(),
+            lambda: reader.config_get("requirepass"),
+            lambda: reader.client_kill("127.0.0.1:1"),
+        ):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                refused()
 
 
 # What dies comes back
@@ -311,7 +339,7 @@ def test_a_service_of_ones_own_that_does_not_answer_is_named(stack: Stack) -> No
 def test_a_wanted_port_is_used(stack: Stack) -> None:
     port = free_port()
     stack.up("--only", "valkey", RECS_REDIS_PORT=str(port))
-    assert stack.settings().redis_url == f"redis://127.0.0.1:{port}/0"
+    assert stack.settings().redis_url.endswith(f"@127.0.0.1:{port}/0")
 
 
 def test_a_wanted_port_that_is_taken_is_named_with_its_setting(stack: Stack, valkey_url: str) -> None:
@@ -345,6 +373,7 @@ def test_the_parts_of_a_whole_stack_in_the_order_of_starting(tmp_path: Path) -> 
         "kafka_bootstrap_servers",
         "postgres_url",
         "redis_url",
+        "redis_reader_url",
         "engine_url",
         "engine_token",
         "api_url",
@@ -371,7 +400,7 @@ def test_a_part_gets_the_port_it_had_before_when_that_is_free(tmp_path: Path, va
     taken, port = int(valkey_url.rpartition(":")[2].removesuffix("/0")), free_port()
     settings, _ = services(Settings(state_dir=tmp_path), ["valkey", "broker"], {"valkey": taken, "broker": port})
     assert settings.kafka_bootstrap_servers == f"127.0.0.1:{port}"
-    assert settings.redis_url != f"redis://127.0.0.1:{taken}/0"
+    assert not settings.redis_url.endswith(f":{taken}/0")
     assert not is_free(taken)
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import dagster as dg
 
+from recs_platform import repairs
 from recs_platform.audit import Audit, audit
 from recs_platform.defs.resources import Platform
+from recs_platform.defs.stream import RESYNC
 from recs_platform.errors import RecsError
 from recs_platform.health import Finding, State, dump_memory, load_memory
 from recs_platform.monitor import Report, look
@@ -142,7 +144,7 @@ def _evidence(finding: Finding) -> dict[str, dg.MetadataValue[Any]]:
 def audited(platform: Platform, pipeline: Pipeline) -> list[Audit]:
     """Raises `RecsError` where the engine or Redis does not answer."""
     with platform.engine(REDIS_ENGINE_SECONDS) as engine:
-        return audit(engine, pipeline, platform.settings().require("redis_url"))
+        return list(audit(engine, pipeline, platform.settings().require("redis_url")))
 
 
 def redis_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
@@ -167,26 +169,45 @@ def redis_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
 def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
     @dg.sensor(
         name="sink_health",
-        target=None,
+        job_name=RESYNC,
         minimum_interval_seconds=SINKS_EVERY,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Sees an emptied Redis, readers on a version that is not deployed, and rows whose keys are missing.",
+        description="Sees an emptied Redis, readers on a version that is not deployed, keys that are missing or stale; has "
+        "such a sink written anew, once an incident.",
     )
     def sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
-        """Evaluates the check `in_redis` when something changes, and every quarter of an hour."""
-        before = _told(context.cursor or "")
+        """Evaluates the check `in_redis` when something changes, and every quarter of an hour. What is ill at two looks and
+        can be mended starts one run of `resync_sinks`, where the settings allow it."""
+        told, _, remembered = (context.cursor or "").partition("\n")
+        before = _told(told)
         period = int(time.time() // AT_LEAST_EVERY)
         found = _audits(partial(audited, platform, pipeline), pipeline)
         now = {a.sink: f"{'ill' if a.problem else 'well'} {period}" for a in found}
         due = [a for a in found if before.get(a.sink) != now[a.sink]]
         problems = dict.fromkeys(f"{a.sink}: {a.problem}" for a in found if a.problem)
+        mendable = [a.sink for a in found if a.can_be_mended] if _may_repair(platform) else []
+        incidents, to_mend = repairs.follow(repairs.load(remembered), mendable, time.time())
         return dg.SensorResult(
             asset_events=[dg.AssetCheckEvaluation(**_of_audit(a)) for a in due],
-            skip_reason="; ".join(problems) or f"{len(found)} sinks are in Redis",
-            cursor=json.dumps(now),
+            run_requests=[_resync(to_mend, incidents)] if to_mend else [],
+            skip_reason=None if to_mend else "; ".join(problems) or f"{len(found)} sinks are in Redis",
+            cursor=f"{json.dumps(now)}\n{repairs.dump(incidents)}",
         )
 
     return sensor
+
+
+def _may_repair(platform: Platform) -> bool:
+    try:
+        return platform.settings().repair_sinks
+    except RecsError:  # a setting that is wrong: the checks say so
+        return False
+
+
+def _resync(sinks: Sequence[str], incidents: repairs.Incidents) -> dg.RunRequest:
+    """The run's key is the incident: Dagster starts it once."""
+    key = "; ".join(f"{sink} since {incidents[sink].since:.0f}" for sink in sinks)
+    return dg.RunRequest(run_key=key, asset_selection=[dg.AssetKey(sink) for sink in sinks])
 
 
 def _audits(take: Callable[[], Sequence[Audit]], pipeline: Pipeline) -> Sequence[Audit]:
@@ -210,6 +231,7 @@ def _of_audit(found: Audit) -> dict[str, Any]:
         "metadata": {
             "looked_at": dg.MetadataValue.int(found.looked_at),
             "missing": dg.MetadataValue.int(len(found.missing)),
+            "stale": dg.MetadataValue.int(len(found.stale)),
             "readers_on": dg.MetadataValue.text(found.pointer or "–"),
         },
     }

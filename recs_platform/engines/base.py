@@ -41,8 +41,14 @@ class StreamEngine(Protocol):
     def query(self, sql: str, params: Sequence[object] | None = None) -> pa.Table:
         """Rows of any relation; `params` are bound to `$1`, `$2`, …. Raises `QueryError` for SQL it refuses."""
 
-    def sampled_keys(self, sink: str, count: int, among: Sequence[str] | None = None) -> list[str]:
-        """The Redis keys that some rows of a live sink stand for, at most `count`; only those `among` some, if given."""
+    def sink_rows(self, sink: str, count: int | None = None, among: Sequence[str] | None = None) -> pa.Table:
+        """Rows of a live sink: its columns, the Redis key in `key`. All of them, or some `count`, or those `among` some keys.
+
+        Raises `EngineError` for a sink that is not deployed.
+        """
+
+    def forget(self, user_id: int) -> None:
+        """Takes a shopper out of all it keeps, and refuses what comes of them later. Raises `EngineError` where it cannot."""
 
     def status(self) -> dict[str, Any]:
         """Progress and sizes: see `LocalEngine.status` for the fields."""

@@ -54,8 +54,13 @@ CAPABILITIES = Capabilities(
     keeps_history_for_rebuilds=False,
     rebuilds_in_place=False,
     deploys_connections=True,
+    forgets_shoppers=False,
 )
 
+CANNOT_FORGET = (
+    "a RisingWave cannot forget one shopper: let the messages leave the topics (by retention, or kafka-delete-records), then "
+    "`recs apply --rebuild` the sources; what lies in PostgreSQL is deleted there"
+)
 CONNECT_SECONDS = 5
 SLOT_SECONDS = 15.0
 OLDEST = (2, 8)  # what the statements were run on
@@ -239,17 +244,22 @@ class RisingWaveEngine:
         query = render(sink.statement.query_renamed(physical_names(targets)), {"version": str(targets[sink.name])})
         return self.query(f"SELECT key FROM ({query}) AS documents")
 
-    def sampled_keys(self, sink: str, count: int, among: Sequence[str] | None = None) -> list[str]:
-        """The first keys that the query of a live sink gives. Raises `EngineError` for one that is not deployed."""
+    def sink_rows(self, sink: str, count: int | None = None, among: Sequence[str] | None = None) -> pa.Table:
+        """See `StreamEngine.sink_rows`; some are the first that its query gives."""
         deployment = self.deployment()
         live = deployment.live.get(sink)
         version = deployment.get(sink, live) if live else None
         if version is None:
             raise EngineError(f"{sink} is not deployed")
         query = parse(Path(f"{version.physical_name}.sql"), version.definition).query_renamed({})
-        chosen, params = ("", None) if among is None else ("WHERE key = ANY($1)", [list(among)])
-        found = self.query(f"SELECT key FROM ({query}) AS documents {chosen} LIMIT {int(count)}", params)
-        return [str(key) for key in found.column("key").to_pylist()]
+        documents = f"SELECT * FROM ({query}) AS documents"
+        if among is not None:
+            return self.query(f"{documents} WHERE key = ANY($1)", [list(among)])
+        return self.query(documents + (f" LIMIT {int(count)}" if count is not None else ""))
+
+    def forget(self, user_id: int) -> None:
+        """Raises `EngineError`: a RisingWave builds what it keeps from Kafka, and would take in again what is still there."""
+        raise EngineError(CANNOT_FORGET)
 
     def failure(self, physical: str) -> str:
         """Why a build came to nothing, in the engine's words."""

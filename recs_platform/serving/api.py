@@ -140,7 +140,7 @@ class Api:
 
     def application(self) -> Starlette:
         """The ASGI application. Raises `SettingsError` where no Redis is named."""
-        url = self._settings.require("redis_url")
+        url = self._settings.require_reader()
 
         @asynccontextmanager
         async def with_store(app: Starlette) -> AsyncIterator[None]:

@@ -50,7 +50,7 @@ class _Store(Generic[Connection]):
         self._questions = Questions(clock)
         self._last_good = LastGood(self._questions) if on_error == "last_good" else None
         self._owned = connection is None or isinstance(connection, str)
-        url = Settings.load().require("redis_url") if connection is None else connection
+        url = Settings.load().require_reader() if connection is None else connection
         self._redis = self._connect(url, timeout) if isinstance(url, str) else url
 
     def _connect(self, url: str, timeout: float) -> Connection:
@@ -286,7 +286,7 @@ def _shared(on_error: OnError) -> RecommendationStore:
     """The store of the settings as they are now: a stack started again elsewhere is found without a restart."""
     known = _stores.get(on_error)
     try:
-        url = Settings.load().require("redis_url")
+        url = Settings.load().require_reader()
     except SettingsError:
         if known and on_error == "last_good":
             return known[1]

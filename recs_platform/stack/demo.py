@@ -38,7 +38,7 @@ class Clicker:
     def __init__(self, settings: Settings) -> None:
         self.user_id = settings.simulate_users + 1
         self._producer = EventProducer(settings.require("kafka_bootstrap_servers"))
-        self._store = RecommendationStore(settings.require("redis_url"))
+        self._store = RecommendationStore(settings.require_reader())
         self._redis = redis.Redis.from_url(settings.require("redis_url"), socket_timeout=2, decode_responses=True)
         self._random = Random()
 

@@ -19,7 +19,7 @@ from recs_platform.stack.broker import broker, probe_kafka
 from recs_platform.stack.postgres import cluster, postgres, probe_postgres
 from recs_platform.stack.service import HOST, Service, free_port, is_free
 from recs_platform.stack.state import secret
-from recs_platform.stack.valkey import probe_redis, valkey
+from recs_platform.stack.valkey import Passwords, probe_redis, reader_url, valkey
 from recs_platform.topics import ensure_topics
 
 SERVERS = ("postgres", "valkey", "broker")
@@ -110,9 +110,15 @@ def _server(settings: Settings, name: str, port: int) -> Service:
         case "postgres":
             return postgres(cluster(settings.state_dir), port)
         case "valkey":
-            return valkey(settings.state_dir / "valkey", port)
+            return valkey(settings.state_dir / "valkey", port, _passwords(settings))
         case _:
             return broker(port)
+
+
+def _passwords(settings: Settings) -> Passwords:
+    return Passwords(
+        secret(settings.state_dir, "valkey.password"), secret(settings.state_dir, "valkey.reader.password")
+    )
 
 
 def _with_ready(server: Service, settings: Settings) -> Service:
@@ -126,12 +132,13 @@ def _with_ready(server: Service, settings: Settings) -> Service:
 
 
 def _with_endpoints(settings: Settings, urls: Mapping[str, str], ports: Mapping[str, int]) -> Settings:
-    engine, api, webserver = (ports.get(name) for name in ("engine", "api", dagster.WEBSERVER))
+    valkey, engine, api, webserver = (ports.get(name) for name in ("valkey", "engine", "api", dagster.WEBSERVER))
     return replace(
         settings,
         kafka_bootstrap_servers=urls.get("broker", settings.kafka_bootstrap_servers),
         postgres_url=urls.get("postgres", settings.postgres_url),
         redis_url=urls.get("valkey", settings.redis_url),
+        redis_reader_url=reader_url(valkey, _passwords(settings)) if valkey else settings.redis_reader_url,
         engine_port=engine or 0,
         engine_url=f"grpc://{HOST}:{engine}" if engine else "",
         engine_token=(settings.engine_token or secret(settings.state_dir, "engine.token")) if engine else "",

@@ -57,7 +57,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
 def _looks(settings: Settings, seen: Seen, stop: threading.Event) -> list[tuple[str, Callable[[], None], float]]:
     engine, store, clicker = (
         LocalEngine(settings, timeout=5),
-        RecommendationStore(settings.require("redis_url")),
+        RecommendationStore(settings.require_reader()),
         Clicker(settings),
     )
 

@@ -7,11 +7,14 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
+
+import duckdb
 
 from recs_platform.engines.local.database import Database
 from recs_platform.engines.local.engine import Engine
 from recs_platform.engines.local.server import EngineServer
-from recs_platform.errors import RecsError
+from recs_platform.errors import EngineError, RecsError
 from recs_platform.settings import Settings
 from recs_platform.signals import stopping_on
 
@@ -34,7 +37,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     os.umask(0o077)  # the engine's file holds what shoppers did
     path = settings.state_dir / "engine.duckdb"
     path.parent.mkdir(parents=True, exist_ok=True)
-    database = Database(path, settings.engine_memory)
+    database = opened(path, settings.engine_memory)
     engine = Engine(settings, database)
     server = EngineServer(engine, settings.require("engine_url"), settings.require("engine_token"))
     log.info("answering on %s", settings.engine_url)
@@ -43,6 +46,15 @@ def run(settings: Settings, stop: threading.Event) -> None:
     finally:
         server.shutdown()
         engine.close()
+
+
+def opened(path: Path, memory: str) -> Database:
+    """Raises `EngineError` for a file that another process has, or that cannot be read or written."""
+    try:
+        return Database(path, memory)
+    except duckdb.IOException as error:
+        why = "another engine runs on it" if "lock" in str(error) else str(error).splitlines()[0]
+        raise EngineError(f"{path} cannot be opened: {why}") from None
 
 
 if __name__ == "__main__":

@@ -9,4 +9,5 @@ CAPABILITIES = Capabilities(
     keeps_history_for_rebuilds=True,
     rebuilds_in_place=True,
     deploys_connections=False,
+    forgets_shoppers=True,
 )

@@ -78,13 +78,15 @@ class LocalEngine:
         """
         return _told(_plan(self._action("roll_back")), tell)
 
-    def sampled_keys(self, sink: str, count: int, among: Sequence[str] | None = None) -> list[str]:
-        """Keys of rows at random. Raises `QueryError` for a sink that is not deployed."""
-        if among is None:
-            found = self.query(f'SELECT key FROM "{sink}" USING SAMPLE {int(count)} ROWS')
-        else:
-            found = self.query(f'SELECT key FROM "{sink}" WHERE key = ANY($1) LIMIT {int(count)}', [list(among)])
-        return [str(key) for key in found.column("key").to_pylist()]
+    def forget(self, user_id: int) -> None:
+        """See `StreamEngine.forget`. The log, what is made from it, and Redis a moment later."""
+        self._action("forget", user_id=user_id)
+
+    def sink_rows(self, sink: str, count: int | None = None, among: Sequence[str] | None = None) -> pa.Table:
+        """See `StreamEngine.sink_rows`; some are those of a sample. Raises `QueryError` for a sink that is not deployed."""
+        if among is not None:
+            return self.query(f'SELECT * FROM "{sink}" WHERE key = ANY($1)', [list(among)])
+        return self.query(f'SELECT * FROM "{sink}"' + (f" USING SAMPLE {int(count)} ROWS" if count is not None else ""))
 
     def health(self) -> dict[str, Any]:
         """`{"pid": …}` as soon as the engine ticks. Raises `EngineUnavailable` before."""
@@ -98,14 +100,14 @@ class LocalEngine:
         (newest message sent → Redis written), `lag` (messages not taken in) and `partitions`, `problems` (part → what is
         wrong),
         `gone_back` (the files are those that somebody has rolled back),
-        `redis_writes`, `memory_bytes`, `cpu_seconds`, and `relations`: name, kind, fingerprint, rows, mode,
-        deployed_at, changed_at.
+        `refused` (messages of forgotten shoppers), `redis_writes`, `memory_bytes`, `cpu_seconds`, and `relations`: name,
+        kind, fingerprint, rows, mode, deployed_at, changed_at.
         """
         answer: dict[str, Any] = self._action("status", window=window)
         return answer
 
     def _action(self, name: str, **request: Any) -> Any:
-        options = self._patient if name in ("plan", "apply", "roll_back") else self._options
+        options = self._patient if name in ("plan", "apply", "roll_back", "forget") else self._options
         try:
             results = list(self._client.do_action(flight.Action(name, json.dumps(request).encode()), options))
         except (flight.FlightError, pa.ArrowException) as error:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from recs_platform.deployment import Deployment
 from recs_platform.engines import transpile
-from recs_platform.engines.local import files
+from recs_platform.engines.local import files, forgetting
 from recs_platform.engines.local.branches import STATE, Branches, Handed, Part, refresh_all, split
 from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.engines.local.cdc import TableChanges
@@ -93,7 +93,7 @@ class Database:
             "SET disabled_optimizers = 'common_subplan'"
         )  # costs small ticks 5 %, finds nothing in them
         transpile.install(self.connection.inner)
-        self.connection.execute(_STATE + STATE + files.STATE)
+        self.connection.execute(_STATE + STATE + files.STATE + forgetting.STATE)
         self.connection.execute("SET enable_external_access = false")
         self.pipeline = Pipeline({})
         self.refreshers: list[Refresher] = []
@@ -105,6 +105,8 @@ class Database:
         self._log = Path(f"{path}.wal")
         self._then = self._deployed_at = self._saved_time()
         self._is_tuned_small = False
+        self._forgotten = forgetting.forgotten(self.connection)
+        self.refused = 0  # messages of forgotten shoppers, since it was opened
         self._changed: set[str] = set()  # physical names, since time moved last
         self._all_written = False  # Redis has all that is dirty
         self._dirty_in_delta: frozenset[str] | None = None  # sinks; None: what is dirty is more than the last delta
@@ -166,11 +168,13 @@ class Database:
         now: datetime,
         rebuild: Iterable[str] = (),
         read_tables: Callable[[Plan], Mapping[str, pa.Table]] = lambda _: {},
+        first: Callable[[Connection], None] = lambda _: None,
     ) -> Plan:
         """Makes the deployed relations those of the pipeline, whole or not at all.
 
         `read_tables` gives the rows (as text) of catalog tables that the plan creates, so that the views that look them up
         find them; one that is not among them is empty until it is read. What it raises is raised, and nothing has changed.
+        `first` is done in the same transaction, before anything else.
         Raises `UnsupportedSql` for a relation the local engine could not keep right; nothing has changed then.
         """
         refreshers = self.refreshers if pipeline is self.pipeline else refreshers_of(pipeline, self._storage)
@@ -179,6 +183,7 @@ class Database:
         self._branches.catch_up(self._split[1] if self.refreshers else self._parts_in_file(refreshers), self.connection)
         self._tune(is_small=False)
         with self.transaction() as connection:
+            first(connection)
             set_time(connection, self._then, self._then)  # all views are of one time, new ones too
             for step in plan.of(Action.CREATE):
                 self._create(pipeline[step.name], pipeline, {r.relation.name: r for r in refreshers}, now)
@@ -209,6 +214,17 @@ class Database:
         for refresher in known:
             refresher.open(self.connection)
         return split(known)[1]
+
+    def forget(self, user_id: int, now: datetime) -> Plan:
+        """Takes a shopper out of everything, and takes nothing of theirs in any more; whole or not at all."""
+        pipeline = self.pipeline
+
+        def remove(connection: Connection) -> None:
+            forgetting.remove(connection, pipeline, user_id, now)
+
+        plan = self.deploy(pipeline, now, forgetting.to_rebuild(pipeline), first=remove)
+        self._forgotten = forgetting.forgotten(self.connection)
+        return plan
 
     def deployed_pipeline(self, former: bool = False) -> Pipeline:
         """The files as they are deployed, or as they were before they last changed; empty where nobody knows."""
@@ -390,8 +406,24 @@ class Database:
             f"{quoted(fields[includes[c.name]] if c.name in includes else 'payload')} AS {quoted(c.name)}"
             for c in source.columns
         )
-        with self._registered("messages", messages):
+        with self._registered("messages", self._welcome(messages)):
             tick.add(source.physical_name, [c.name for c in source.columns], f"SELECT {selected} FROM messages")
+
+    def _welcome(self, messages: pa.Table) -> pa.Table:
+        """Without those of forgotten shoppers."""
+        if not self._forgotten:
+            return messages
+        with self._registered("coming", messages):
+            refused = self.connection.execute(
+                "SELECT kafka_partition, kafka_offset FROM coming "
+                f"WHERE {forgetting.user_of('payload')} IN (SELECT user_id FROM recs.forgotten)"
+            ).fetchall()
+        if not refused:
+            return messages
+        self.refused += len(refused)
+        unwanted = set(refused)
+        places = zip(messages["kafka_partition"].to_pylist(), messages["kafka_offset"].to_pylist(), strict=True)
+        return messages.filter(pa.array([place not in unwanted for place in places]))
 
     def _apply_catalog(self, relation: Relation, changes: TableChanges, tick: Tick) -> None:
         typed = _typed(relation)

@@ -271,6 +271,12 @@ class Engine:
         self.database.set_fact(LEFT, left)
         return plan
 
+    def forget(self, user_id: int) -> Plan:
+        """Takes a shopper out of the log and of all that is made from it, and refuses what comes of them later."""
+        plan = self.database.forget(user_id, self.clock())
+        log.info("a shopper is forgotten: %d relations built anew", len(plan.of(Action.CREATE)))
+        return plan
+
     def _begin(self) -> None:
         """Deploys the files, unless they are those that somebody has gone back from."""
         files, deployed = Pipeline.load(self.settings.sql_dir), self.database.deployed_pipeline()

@@ -54,6 +54,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             "plan": lambda request: self._between_ticks(engine.plan, request),
             "apply": lambda request: self._between_ticks(engine.apply, request),
             "roll_back": lambda _: _as_json(engine.ask(engine.roll_back)),
+            "forget": lambda request: _as_json(engine.ask(lambda: engine.forget(int(request["user_id"])))),
         }
 
     def _between_ticks(self, work: Callable[[Sequence[str]], Plan], request: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -91,6 +92,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             "partitions": self._engine.lags,
             "problems": dict(self._engine.problems),
             "redis_writes": self._engine.sink.written,
+            "refused": self._engine.database.refused,
             "gone_back": self._with_cursor(self._has_gone_back),
             "relations": self._with_cursor(self._relations),
         }

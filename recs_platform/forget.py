@@ -1,0 +1,149 @@
+"""Forgetting a person: every store that may know of a shopper, counted before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import psycopg
+import redis
+from psycopg import sql
+
+from recs_platform.catalog import connected
+from recs_platform.engines import connect
+from recs_platform.engines.base import StreamEngine
+from recs_platform.engines.local.forgetting import USER, owner_of
+from recs_platform.errors import StoreUnavailable
+from recs_platform.pipeline import Kind, Pipeline
+from recs_platform.schema import copies
+from recs_platform.serving import keys
+from recs_platform.settings import Settings, masked
+from recs_platform.stack.process import wait_until
+from recs_platform.topic_reader import read_from, spans
+
+REDIS_SECONDS = 30.0
+KAFKA = "Kafka"
+Traces = Mapping[tuple[str, str], int]
+"""(store, what of it) → how many rows, keys or messages name the shopper."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found of a shopper before and after."""
+
+    user_id: int
+    before: Traces
+    after: Traces
+
+    @property
+    def left(self) -> list[tuple[str, str]]:
+        """Where something is left that should not be. Messages leave a topic with its retention alone."""
+        return [place for place, count in self.after.items() if count and place[0] != KAFKA]
+
+
+def forget(settings: Settings, user_id: object, tell: Callable[[str], None] = lambda _: None) -> Report:
+    """Takes a shopper out of every store. Raises `ValueError` for an id that is none, and `RecsError` for what is away."""
+    user, pipeline = keys.checked_user_id(user_id), Pipeline.load(settings.sql_dir)
+    with connect(settings) as engine:
+        if not engine.capabilities.forgets_shoppers:
+            engine.forget(user)  # says why it cannot
+        tell("looking for traces")
+        before = traces(settings, engine, pipeline, user)
+        tell("the engine takes the shopper out of its log and builds what is made from it anew")
+        engine.forget(user)
+        tell("PostgreSQL")
+        _forget_in_catalog(settings, pipeline, user)
+        tell("waiting for the engine and Redis to follow")
+        wait_until(lambda: not _left_beside_kafka(settings, engine, pipeline, user), REDIS_SECONDS, 0.5)
+        return Report(user, before, traces(settings, engine, pipeline, user))
+
+
+def traces(settings: Settings, engine: StreamEngine, pipeline: Pipeline, user: int) -> Traces:
+    """Everywhere a shopper could be found, also where nothing is."""
+    return {
+        **_in_kafka(settings, pipeline, user),
+        **_in_engine(engine, pipeline, user),
+        **_in_catalog(settings, pipeline, user),
+        **_in_redis(settings, pipeline, user),
+    }
+
+
+def _left_beside_kafka(settings: Settings, engine: StreamEngine, pipeline: Pipeline, user: int) -> bool:
+    found = (
+        _in_engine(engine, pipeline, user), _in_catalog(settings, pipeline, user), _in_redis(settings, pipeline, user)
+    )  # fmt: skip
+    return any(count for counts in found for count in counts.values())
+
+
+def _in_kafka(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
+    servers, found = settings.require("kafka_bootstrap_servers"), dict[tuple[str, str], int]()
+    for topic in pipeline.topics:
+        starts = {partition: span.first for partition, span in spans(servers, topic).items()}
+        count = sum(_is_of(message.value(), user) for message in read_from(servers, topic, starts)) if starts else 0
+        found[KAFKA, topic] = count
+    return found
+
+
+def _is_of(payload: Any, user: int) -> bool:
+    try:
+        named = json.loads(payload or b"")[USER]
+        return not isinstance(named, bool) and int(named) == user
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return False
+
+
+def _in_engine(engine: StreamEngine, pipeline: Pipeline, user: int) -> Traces:
+    deployed = engine.deployed()
+    owners = {r.name: owner for r in pipeline if r.name in deployed and r.is_materialized and (owner := owner_of(r))}
+    return {("the engine", name): _count(engine, name, owner, user) for name, owner in owners.items()}
+
+
+def _count(engine: StreamEngine, name: str, owner: str, user: int) -> int:
+    found = engine.query(f'SELECT count(*) AS n FROM "{name}" WHERE {owner} = $1', [user])
+    return int(found.column("n")[0].as_py())
+
+
+def _catalog_tables(pipeline: Pipeline) -> Iterator[str]:
+    return (copy.options["table"] for copy in copies(pipeline) if any(c.name == USER for c in copy.columns))
+
+
+def _in_catalog(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
+    with connected(settings.require("postgres_url")) as connection:
+        return {
+            ("PostgreSQL", table): _rows(connection, "SELECT count(*) FROM {} WHERE user_id = %s", table, user)
+            for table in _catalog_tables(pipeline)
+        }
+
+
+def _forget_in_catalog(settings: Settings, pipeline: Pipeline, user: int) -> None:
+    with connected(settings.require("postgres_url")) as connection:
+        for table in _catalog_tables(pipeline):
+            connection.execute(sql.SQL("DELETE FROM {} WHERE user_id = %s").format(_identifier(table)), [user])
+
+
+def _rows(connection: psycopg.Connection, statement: str, table: str, user: int) -> int:
+    text = sql.SQL(cast(Any, statement)).format(_identifier(table))
+    row = connection.execute(text, [user]).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _identifier(table: str) -> sql.Identifier:
+    return sql.Identifier(*table.split("."))
+
+
+def _in_redis(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
+    """Under every version that is kept, not only the live one."""
+    url = settings.require("redis_url")
+    sinks = [s for s in pipeline.of_kind(Kind.SINK) if any(column.name == USER for column in s.columns)]
+    try:
+        with redis.Redis.from_url(url, decode_responses=True, socket_timeout=REDIS_SECONDS) as connection:
+            return {
+                ("Redis", sink.redis_name): sum(
+                    1 for _ in connection.scan_iter(match=f"{keys.ROOT}:{sink.redis_name}:*:{user}", count=1000)
+                )
+                for sink in sinks
+            }
+    except redis.RedisError as error:
+        raise StoreUnavailable(f"Redis at {masked(url)}: {error}") from None

@@ -1,0 +1,88 @@
+"""What counts as the document of a row, and when a repair is due."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from recs_platform import repairs
+from recs_platform.audit import Audit, is_document_of
+from recs_platform.repairs import Incident, follow
+
+NOON = datetime(2026, 11, 26, 12, 0, 0, 5, UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a", '"a"'), (None, "null"), (3, "3"), (3.0, "3"), (2.5, "2.5"), (Decimal("2.50"), "2.5"), (True, "true"),
+        (NOON, '"2026-11-26T12:00:00.000005Z"'), (NOON, '"2026-11-26T13:00:00.000005+01:00"'),
+        (["a", "b"], '["a","b"]'), ('["a", "b"]', '["a","b"]'), ([{"n": 1, "at": None}], '[{"n":1,"at":null}]'),
+    ],
+)  # fmt: skip
+def test_a_document_says_what_its_row_does(value: Any, text: str) -> None:
+    assert is_document_of({"x": value}, f'{{"key":"recs:a:1:b","x":{text}}}')
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a", '"b"'), ("a", "null"), (None, '"a"'), (3, "4"), (2.5, "2.6"), (NOON, '"2026-11-26T12:00:00Z"'), (NOON, '"noon"'),
+        (["a", "b"], '["b","a"]'), (["a"], '["a","b"]'), ('["a"]', '["b"]'), ([{"n": 1}], '[{"n":2}]'), (True, '"true"'),
+    ],
+)  # fmt: skip
+def test_another_value_is_stale(value: Any, text: str) -> None:
+    assert not is_document_of({"x": value}, f'{{"x":{text}}}')
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"y":1}'])
+def test_what_is_no_such_document_is_stale(text: str) -> None:
+    assert not is_document_of({"x": 1}, text)
+
+
+def test_an_audit_says_what_is_wrong_and_names_one_of_each() -> None:
+    audit = Audit("products_sink", "v1", "v1", 1_200, ("a", "b"), ("c",), ("d",))
+    assert audit.problem == (
+        "of 1,200 rows looked at: 2 missing (a among them), 1 stale (c among them), 1 orphaned (d among them)"
+    )
+    assert audit.can_be_mended
+    assert not Audit("products_sink", "v1", "v1", 1_200).problem
+
+
+def test_what_cannot_be_looked_at_cannot_be_mended() -> None:
+    assert not Audit("products_sink", None, "", away="Redis does not answer").can_be_mended
+
+
+# Repairs
+
+
+def test_a_repair_is_due_at_the_second_look_and_once() -> None:
+    incidents, due = follow({}, ["a"], 100.0)
+    assert not due, "it may mend itself"
+    incidents, due = follow(incidents, ["a"], 160.0)
+    assert due == ["a"]
+    for now in (220.0, 280.0):
+        incidents, due = follow(incidents, ["a"], now)
+        assert not due, "what did not help is not tried again"
+    assert incidents == {"a": Incident(100.0, 4, 160.0)}
+
+
+def test_what_was_well_again_in_between_is_another_incident() -> None:
+    incidents, _ = follow({"a": Incident(100.0, 5, 160.0)}, [], 400.0)
+    assert incidents == {}
+    incidents, _ = follow(incidents, ["a"], 500.0)
+    _, due = follow(incidents, ["a"], 560.0)
+    assert due == ["a"]
+
+
+def test_incidents_outlive_the_process() -> None:
+    incidents = {"a": Incident(100.0, 2, 160.0)}
+    assert repairs.load(repairs.dump(incidents)) == incidents
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"a": 1}', '{"a": [1, 2, 3, 4]}'])
+def test_incidents_that_cannot_be_read_are_begun_anew(text: str | None) -> None:
+    assert repairs.load(text) == {}

@@ -1,0 +1,143 @@
+"""Forgetting a shopper: out of every store, the others untouched, and nothing of them taken in again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from recs_platform.cli import main
+from recs_platform.engines.local.client import LocalEngine
+from recs_platform.engines.risingwave import RisingWaveEngine
+from recs_platform.errors import EngineError, RecsError
+from recs_platform.forget import KAFKA, forget, traces
+from recs_platform.pipeline import Pipeline
+from recs_platform.settings import Settings
+from recs_platform_tests.oracle import Message
+from recs_platform_tests.shop_floor import Shop, assert_documents_are_right, eventually
+from recs_platform_tests.test_contract import local
+
+GONE, STAYS = 7, 77
+PRODUCTS = ("a1", "a2", "a3", "b1")
+
+
+@pytest.fixture
+def shop(
+    tmp_path: Path, kafka_servers: str, postgres_url: str, redis_url: str, topic_prefix: str
+) -> Iterator[tuple[Shop, Settings]]:
+    """Two shoppers who did the same, and one dead letter of each; the engine runs."""
+    shop = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix)
+    for product in PRODUCTS:
+        shop.sql(
+            "INSERT INTO product_catalog (product_id, name, category, in_stock) VALUES (%s, %s, 'a', true)",
+            product,
+            product,
+        )
+    for user in (GONE, STAYS):
+        shop.sql("INSERT INTO customers VALUES (%s, '25-34', 'DE')", user)
+        act(shop, user)
+    with local(shop) as engine:
+        assert isinstance(engine, LocalEngine)
+        eventually(lambda: len(shop.documents("user_recommendations")) == 2)
+        eventually(lambda: engine.query("SELECT count(*) AS n FROM dead_letters").column("n")[0].as_py() == 2)
+        yield shop, replace(shop.settings, engine_url=engine.url, engine_token="secret-token")
+    shop.close()
+
+
+def act(shop: Shop, user: int) -> None:
+    now = datetime.now(UTC).isoformat()
+    shop.send("user_activity", [
+        *({"event_type": "page_view", "user_id": user, "product_id": p, "timestamp": now} for p in PRODUCTS[:2]),
+        {"event_type": "page_view", "user_id": f" {user}", "product_id": "a1", "timestamp": now},
+        {"event_type": "page_view", "user_id": user, "timestamp": now}])  # fmt: skip
+    shop.send("purchases", [
+        {"event_type": "purchase", "user_id": user, "product_id": p, "timestamp": now, "quantity": 1, "price": 2.0}
+        for p in PRODUCTS[:2]])  # fmt: skip
+
+
+def counted(settings: Settings, user: int) -> dict[tuple[str, str], int]:
+    with LocalEngine(settings) as engine:
+        return dict(traces(settings, engine, Pipeline.load(settings.sql_dir), user))
+
+
+def test_nothing_is_left_anywhere_but_in_kafka_and_nobody_else_is_touched(shop: tuple[Shop, Settings]) -> None:
+    floor, settings = shop
+    before, other = counted(settings, GONE), counted(settings, STAYS)
+    assert {(KAFKA, f"{floor.prefix}user_activity"), ("the engine", "dead_letters"), ("PostgreSQL", "public.customers"),
+            ("the engine", "user_activity_raw"), ("Redis", "user_recommendations")} <= {k for k, n in before.items() if n}  # fmt: skip
+    report = forget(settings, GONE)
+    assert report.before == before
+    assert not report.left
+    assert {place[0] for place, count in report.after.items() if count} == {KAFKA}
+    assert counted(settings, STAYS) == other
+    floor.log = [_with_number(m) for m in floor.log if not _is_of(m, GONE)]
+    eventually(lambda: _is_right(floor))
+
+
+def test_what_comes_of_them_later_is_refused_also_after_a_restart(shop: tuple[Shop, Settings]) -> None:
+    floor, settings = shop
+    forget(settings, GONE)
+    act(floor, GONE)
+    floor.send("user_activity", [{"event_type": "page_view", "user_id": STAYS, "product_id": "b1",
+                                  "timestamp": datetime.now(UTC).isoformat()}])  # fmt: skip
+    with LocalEngine(settings) as engine:
+        eventually(lambda: engine.query("SELECT 1 FROM user_activity WHERE product_id = 'b1'").num_rows == 1)
+        eventually(lambda: engine.status()["refused"] == 6)
+    assert not [p for p, count in counted(settings, GONE).items() if count and p[0] != KAFKA]
+
+
+def test_a_database_remembers_whom_it_has_forgotten(shop: tuple[Shop, Settings]) -> None:
+    floor, settings = shop
+    forget(settings, GONE)
+    assert floor.database is not None
+    assert floor.database.connection.execute("SELECT user_id FROM recs.forgotten").fetchall() == [(GONE,)]
+    assert [plan for plan in [floor.database.plan(floor.database.pipeline)] if plan.steps] == []
+
+
+def test_the_command_shows_each_store_and_asks_first(
+    shop: tuple[Shop, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, settings = shop
+    for field in Settings.__dataclass_fields__.values():
+        monkeypatch.setenv(field.metadata["variable"], str(getattr(settings, field.name)))
+    assert CliRunner().invoke(main, ["forget", str(GONE)], input="n\n").exit_code == 1
+    assert counted(settings, GONE)["PostgreSQL", "public.customers"] == 1
+    done = CliRunner().invoke(main, ["forget", str(GONE), "--yes"])
+    assert (done.exit_code, "Nothing else is left." in done.output) == (0, True), done.output
+    told = json.loads(CliRunner().invoke(main, ["forget", str(GONE), "--yes", "--json"]).output)
+    assert told["is_forgotten"] is True
+    assert CliRunner().invoke(main, ["forget", "abc", "--yes"]).exit_code == 2
+
+
+def test_an_engine_that_cannot_says_why_and_nothing_is_deleted(shop: tuple[Shop, Settings]) -> None:
+    floor, settings = shop
+    elsewhere = replace(settings, engine="risingwave", risingwave_url="postgresql://root@127.0.0.1:1/dev")
+    with pytest.raises(RecsError):
+        forget(elsewhere, GONE)
+    with pytest.raises(EngineError, match="a RisingWave cannot forget one shopper"):
+        RisingWaveEngine.forget(object(), GONE)  # type: ignore[arg-type]  # nothing of it is asked
+    assert counted(settings, GONE)["PostgreSQL", "public.customers"] == 1
+    floor.sql("SELECT 1")
+
+
+def _is_of(message: Message, user: int) -> bool:
+    return str(json.loads(message.payload)["user_id"]).strip() == str(user)
+
+
+def _with_number(message: Message) -> Message:
+    """As the oracle wants it: for it an id is no text."""
+    event = json.loads(message.payload)
+    return replace(message, payload=json.dumps({**event, "user_id": int(event["user_id"])}).encode())
+
+
+def _is_right(shop: Shop) -> bool:
+    try:
+        assert_documents_are_right(shop.oracle(), shop.documents)
+    except AssertionError:
+        return False
+    return True
