@@ -55,7 +55,7 @@ bench: install  ## how fast it is and what it costs: about an hour, into .bench/
 bench-quick: install  ## only that the benchmarks run
 	$(BIN)/python -m bench --quick $(OPTIONS)
 
-bench-%: install  ## one part: freshness, sustained, catchup, rebuild, slope, writes, memory, serving, restart, ticks, baselines
+bench-%: install  ## one part: freshness, sustained, catchup, rebuild, switch, slope, writes, memory, serving, restart, ticks, baselines
 	$(BIN)/python -m bench $* $(OPTIONS)
 
 lock: install  ## write requirements.lock anew from pyproject.toml

@@ -134,9 +134,9 @@ class Session:
             servers.close()
 
     @contextmanager
-    def engine(self, servers: Servers) -> Iterator[Engine]:
+    def engine(self, servers: Servers, sql_dir: Path | None = None) -> Iterator[Engine]:
         """An engine with nothing in it, not started yet."""
-        engine = Engine(servers, self.directory("engine"))
+        engine = Engine(servers, self.directory("engine"), sql_dir=sql_dir)
         try:
             yield engine
         finally:
@@ -144,9 +144,9 @@ class Session:
             remove(engine.state_dir)
 
     @contextmanager
-    def preloaded(self, population: Population, events: int) -> Iterator[Preloaded]:
+    def preloaded(self, population: Population, events: int, sql_dir: Path | None = None) -> Iterator[Preloaded]:
         """A stack of its own that has taken in that many events of the last 24 hours."""
-        with self.servers(population) as servers, self.engine(servers) as engine:
+        with self.servers(population) as servers, self.engine(servers, sql_dir) as engine:
             tail = self.send_history(servers, population, events, PRELOAD_HOURS)
             self.say(f"the engine takes in {events:,} events")
             engine.start()

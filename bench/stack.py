@@ -99,10 +99,14 @@ class Servers:
 
 
 class Engine:
-    """One local engine on the servers. `database` is the number of the Redis database it writes to."""
+    """One local engine on the servers. `database` is the number of the Redis database it writes to; `sql_dir` has the files,
+    those of the checkout if not given."""
 
-    def __init__(self, servers: Servers, state_dir: Path, database: int = 0, slot: str = "recs") -> None:
+    def __init__(
+        self, servers: Servers, state_dir: Path, database: int = 0, slot: str = "recs", sql_dir: Path | None = None
+    ) -> None:
         self.servers, self.state_dir, self.slot = servers, state_dir, slot
+        self._files = {"RECS_SQL_DIR": str(sql_dir)} if sql_dir else {}
         self.redis_url = servers.redis_url(database)
         self.client: LocalEngine | None = None
 
@@ -123,6 +127,7 @@ class Engine:
             "RECS_POSTGRES_URL": found.postgres_url,
             "RECS_REDIS_URL": self.redis_url,
             "RECS_REPLICATION_SLOT": self.slot,
+            **self._files,
         }
 
     @property

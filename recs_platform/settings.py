@@ -116,6 +116,11 @@ class Settings:
         False,
         "whether Dagster deploys by itself what breaks a reader, and the engine goes on with NULL for a column that is gone",
     )
+    restart_hung_seconds: float = _setting(
+        "RECS_RESTART_HUNG_SECONDS",
+        60.0,
+        "after how long a part of the stack that does not answer is started again; 0 for never",
+    )
     repair_sinks: bool = _setting(
         "RECS_REPAIR_SINKS",
         True,

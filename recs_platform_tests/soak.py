@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -48,6 +49,7 @@ from recs_platform_tests.shop_floor import assert_documents_are_right, documents
 
 PARTS = ("postgres", "valkey", "broker", "engine", "api")
 USERS, SEED = 300, 1
+HUNG_SECONDS = 25
 UP_SECONDS, MENDED_SECONDS, SEEN_SECONDS = 90.0, 120.0, 60.0
 BETWEEN_PAGES = 0.02
 PROBES_FROM = 9_000_000  # ids of shoppers that only probe
@@ -81,8 +83,19 @@ class Floor:
         return Settings.load({}, state_dir=self.state_dir)
 
     def open(self) -> None:
-        control.start_stack(self.state_dir, PARTS, {"RECS_API_PORT": "0", "RECS_SIMULATE_USERS": str(USERS)})
-        control.await_healthy(self.state_dir, control.ignore, UP_SECONDS)
+        given = {
+            "RECS_API_PORT": "0",
+            "RECS_SIMULATE_USERS": str(USERS),
+            "RECS_RESTART_HUNG_SECONDS": str(HUNG_SECONDS),
+        }
+        only = [word for part in PARTS for word in ("--only", part)]
+        subprocess.run(
+            [sys.executable, "-c", "from recs_platform.cli import main; main()", "up", "--detach", *only],
+            env={**os.environ, "RECS_STATE_DIR": str(self.state_dir), **given},
+            stdout=subprocess.DEVNULL,
+            timeout=UP_SECONDS,
+            check=True,
+        )
         prefill(self.settings, USERS, SEED, events=5_000)
         assert wait_until(self._serves, UP_SECONDS), "no page is answered"
         self._threads = [threading.Thread(target=work) for work in (self._send, self._ask)]
@@ -217,6 +230,17 @@ def stopped(part: str) -> Fault:
     return fault
 
 
+def hung(part: str) -> Fault:
+    """Stands still for good: the supervisor has to end it."""
+
+    def fault(floor: Floor, rng: Random) -> Iterator[None]:
+        for process in floor.processes(part):
+            process.suspend()
+        yield
+
+    return fault
+
+
 def flushed(floor: Floor, rng: Random) -> Iterator[None]:
     with floor.redis() as server:
         server.flushall()
@@ -322,6 +346,7 @@ def rebuilt(floor: Floor, rng: Random) -> Iterator[None]:
 FAULTS: Mapping[str, Fault] = {
     **{f"{part} killed": killed(part) for part in ("engine", "postgres", "valkey", "broker")},
     **{f"{part} stands still": stopped(part) for part in ("engine", "postgres", "valkey", "broker")},
+    **{f"{part} hangs": hung(part) for part in ("engine", "valkey")},
     "Redis flushed": flushed,
     "Redis full": full,
     "keys lost in Redis": keys_lost,

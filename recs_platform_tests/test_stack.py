@@ -200,6 +200,16 @@ def test_a_killed_valkey_comes_back_on_its_port_with_its_data(running_stack: Sta
     assert running_stack.part("valkey").restarts == 1
 
 
+def test_a_part_that_stands_still_is_killed_and_started_again(stack: Stack) -> None:
+    stack.up("--only", "valkey", RECS_RESTART_HUNG_SECONDS="1")
+    old = stack.pids()["valkey"]
+    os.kill(old, signal.SIGSTOP)
+    assert wait_until(stack.restarted("valkey", old), SECONDS)
+    assert stack.part("valkey").restarts == 1
+    with redis.Redis.from_url(stack.settings().redis_url) as connection:
+        assert connection.ping()
+
+
 def test_a_killed_broker_comes_back_with_its_topics(running_stack: Stack) -> None:
     old = running_stack.kill("broker")
     assert wait_until(running_stack.restarted("broker", old), SECONDS)

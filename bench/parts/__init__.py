@@ -9,7 +9,7 @@ from bench.report import Section
 from bench.session import Session
 
 ORDER = (
-    "freshness", "sustained", "catchup", "rebuild", "slope", "writes", "memory", "serving", "restart", "ticks",
+    "freshness", "sustained", "catchup", "rebuild", "switch", "slope", "writes", "memory", "serving", "restart", "ticks",
     "baselines",
 )  # fmt: skip
 """As they stand in the report."""
@@ -17,7 +17,7 @@ ORDER = (
 SHARING = ("memory", "rebuild", "freshness", "writes", "serving", "sustained")
 """These use one stack with its preload, in this order: what it costs at rest before what makes it grow."""
 
-ALONE = ("baselines", "catchup", "restart", "slope", "ticks")
+ALONE = ("baselines", "catchup", "restart", "slope", "switch", "ticks")
 """These have the machine to themselves."""
 
 

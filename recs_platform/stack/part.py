@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,16 +24,20 @@ SILENCE_SECONDS = 10.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a part that died is started again
 SETTLED_SECONDS = 30.0  # healthy this long, its earlier deaths are forgotten
 DEATHS_TO_FAIL = 3
+HUNG_SECONDS = 60.0  # without a good answer, after which a process is killed and started again; 0 for never
 
 
 class Part:
     """Calling `step` often moves the part on; it never blocks for longer than starting a process takes."""
 
-    def __init__(self, service: Service, stack: Path, found: Running | None = None) -> None:
-        self.service, self.stack, self.running = service, stack, found
+    def __init__(
+        self, service: Service, stack: Path, found: Running | None = None, hung_seconds: float = HUNG_SECONDS
+    ) -> None:
+        self.service, self.stack, self.running, self._hung_seconds = service, stack, found, hung_seconds
         self.log = stack / LOG_DIR / f"{service.name}.log"
         self.state = State.STARTING if found or service.yours else State.WAITING
         self.problem, self.restarts, self._deaths = "", 0, 0
+        self._killed_for = ""
         self.since = datetime.now(UTC)
         self._changed = self._next_start = self._next_look = self._asked = time.monotonic()
         self._answer: Future[str | None] | None = None
@@ -43,6 +48,8 @@ class Part:
             self._start_if_due(healthy, leftovers)
         elif self.running is not None and not self.running.alive():
             self._died()
+        elif self._is_hung(healthy):
+            self._kill()
         else:
             self._look(probes)
 
@@ -96,9 +103,27 @@ class Part:
     def _died(self) -> None:
         child = self.running.child if self.running else None
         how = f" ({_ending(child.returncode)})" if child is not None else ""
+        ended = f"ended{how}: {(last_lines(self.log, 1) or 'nothing in its log').strip()}"
+        problem, self._killed_for = self._killed_for or ended, ""
         self.running, self._answer = None, None
         self.restarts += 1
-        self._failed(f"ended{how}: {(last_lines(self.log, 1) or 'nothing in its log').strip()}")
+        self._failed(problem)
+
+    def _is_hung(self, healthy: Collection[str]) -> bool:
+        """Whether it was well, has not been for long, and nothing it needs is to blame."""
+        return (
+            self.state is State.UNHEALTHY
+            and self.running is not None
+            and 0 < self._hung_seconds < time.monotonic() - self._changed
+            and set(self.service.needs) <= set(healthy)
+        )
+
+    def _kill(self) -> None:
+        """It is found dead at the next round."""
+        assert self.running is not None
+        self._killed_for = f"killed, for it was not well for {self._hung_seconds:.0f} s: {self.problem}"
+        with suppress(psutil.NoSuchProcess):
+            self.running.process.kill()
 
     def _failed(self, problem: str) -> None:
         self._next_start = time.monotonic() + min(FIRST_WAIT * 2**self._deaths, LONGEST_WAIT)

@@ -36,7 +36,8 @@ class Supervisor:
         settings, wanted = services(settings, names, before.ports() if before else {}, living)
         for name in living.keys() - {service.name for service in wanted if not service.yours} - {SUPERVISOR}:
             sweep(living[name])
-        self.parts = [Part(s, self.stack, None if s.yours else main_process(living.get(s.name, []))) for s in wanted]
+        found = {s.name: None if s.yours else main_process(living.get(s.name, [])) for s in wanted}
+        self.parts = [Part(s, self.stack, found[s.name], settings.restart_hung_seconds) for s in wanted]
         self.written: StackState | None = None
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self._write(State.STARTING)  # the ports, before anything listens on them
