@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, cast
 
 import psycopg
 import redis
+from confluent_kafka import Message
 from psycopg import sql
 
 from recs_platform.catalog import connected
@@ -79,10 +82,16 @@ def _left_beside_kafka(settings: Settings, engine: StreamEngine, pipeline: Pipel
 
 def _in_kafka(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
     servers, found = settings.require("kafka_bootstrap_servers"), dict[tuple[str, str], int]()
+    now = time.time() * 1000
+
+    def is_past(message: Message) -> bool:
+        """A topic that is sent to all the time has no end."""
+        return message.timestamp()[1] < now
+
     for topic in pipeline.topics:
         starts = {partition: span.first for partition, span in spans(servers, topic).items()}
-        count = sum(_is_of(message.value(), user) for message in read_from(servers, topic, starts)) if starts else 0
-        found[KAFKA, topic] = count
+        messages = read_from(servers, topic, starts) if starts else ()
+        found[KAFKA, topic] = sum(_is_of(message.value(), user) for message in takewhile(is_past, messages))
     return found
 
 
