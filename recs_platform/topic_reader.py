@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -37,8 +39,9 @@ def spans(servers: str, topic: str) -> dict[int, Span]:
 def read_from(servers: str, topic: str, starts: Mapping[int, int], seconds: float = SECONDS) -> Iterator[Message]:
     """The messages of these partitions from these offsets on, to the end.
 
-    And a little on: the embedded broker may say that a partition ends a batch too early. Raises `SourceError` where the
-    next message, or the end, does not come within `seconds`.
+    And a little on, for the embedded broker may say that a partition ends a batch too early; but no longer than that, for a
+    topic that is sent to all the time has no end. Raises `SourceError` where the next message, or the end, does not come
+    within `seconds`.
     """
     reader = Consumer(
         {
@@ -50,15 +53,16 @@ def read_from(servers: str, topic: str, starts: Mapping[int, int], seconds: floa
             "log_level": 0,
         }
     )
-    left = set(starts)
+    left, until = set(starts), math.inf
     try:
         reader.assign([TopicPartition(topic, partition, offset) for partition, offset in starts.items()])
-        while (message := reader.poll(seconds if left else QUIET_SECONDS)) is not None:
+        while time.monotonic() < until and (message := reader.poll(seconds if left else QUIET_SECONDS)) is not None:
             error = message.error()
             if error is None:
                 yield message
             elif error.code() == KafkaError._PARTITION_EOF:
                 left.discard(message.partition() or 0)
+                until = math.inf if left else min(until, time.monotonic() + QUIET_SECONDS)
             else:
                 raise SourceError(f"Kafka at {servers}: topic {topic}: {error.str()}")
         if left:
