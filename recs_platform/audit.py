@@ -19,13 +19,11 @@ from typing import Any
 import redis
 
 from recs_platform.engines.base import StreamEngine
-from recs_platform.errors import StoreUnavailable
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.serving import keys, versions
-from recs_platform.settings import masked
+from recs_platform.serving.connection import connected
 
 SAMPLE = 200
-SECONDS = 5.0
 ON_THE_WAY, BETWEEN_LOOKS = 3.0, 0.2  # seconds that a key may take from its row to Redis
 AT_ONCE = 1_000  # keys
 
@@ -82,12 +80,9 @@ def audit(
     """
     deployed = engine.deployed()
     chosen = [s for s in pipeline.of_kind(Kind.SINK) if s.name in deployed and (sinks is None or s.name in sinks)]
-    try:
-        with redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=SECONDS) as connection:
-            for sink in chosen:
-                yield _Auditor(engine, connection, sink, deployed[sink.name]).audited(sample)
-    except redis.RedisError as error:
-        raise StoreUnavailable(f"Redis at {masked(redis_url)}: {error}") from None
+    with connected(redis_url) as connection:
+        for sink in chosen:
+            yield _Auditor(engine, connection, sink, deployed[sink.name]).audited(sample)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from sqlglot.errors import SqlglotError
 
 from recs_platform.capabilities import Capabilities
 from recs_platform.columns import DIALECT
-from recs_platform.lineage import outside_key
+from recs_platform.lineage import label, outside_key
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, Step
 from recs_platform.readers import downstream, readers_of
@@ -91,7 +91,7 @@ def _reads(relation: Relation, creates: set[str]) -> Iterator[str]:
     """What its rows are made from: relations that stay, or what lies outside the engine."""
     outside = outside_key(relation)
     if outside:
-        yield "/".join(outside)
+        yield label(outside)
     yield from (name for name in relation.upstreams if name not in creates)
 
 

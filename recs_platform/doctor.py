@@ -14,15 +14,15 @@ from enum import StrEnum
 from typing import Any
 
 import psutil
-import psycopg
-import redis
 from confluent_kafka import KafkaException
 from psycopg.rows import dict_row
 
+from recs_platform.catalog import connected
 from recs_platform.engines import connect
 from recs_platform.errors import RecsError
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.schema import copies
+from recs_platform.serving.connection import connected as redis_at
 from recs_platform.settings import Settings, masked
 from recs_platform.stack.service import is_free
 from recs_platform.topics import admin_client, describe, describe_topics
@@ -76,7 +76,7 @@ def _tried(thing: str, check: Callable[[Settings], Iterator[Diagnosis]], setting
     try:
         yield from check(settings)
     except RecsError as error:
-        yield Diagnosis(thing, Verdict.ILL, str(error), "is it running, is the address right?")
+        yield Diagnosis(thing, Verdict.ILL, str(error), "is it running, are the address and the password right?")
 
 
 # -- here -------------------------------------------------------------------------------------------------------------
@@ -172,15 +172,10 @@ SELECT current_setting('server_version_num')::int / 10000 AS version, current_se
 
 def _postgres(settings: Settings) -> Iterator[Diagnosis]:
     thing = "PostgreSQL"
-    try:
-        with psycopg.connect(settings.postgres_url, connect_timeout=SECONDS, row_factory=dict_row) as server:
-            found: Mapping[str, Any] = server.execute(_POSTGRES, [settings.replication_slot]).fetchone() or {}
-            tables = [copy.options["table"] for copy in copies(Pipeline.load(settings.sql_dir))]
-            missing = [t for t in tables if not server.execute("SELECT to_regclass(%s) AS t", [t]).fetchone()["t"]]  # type: ignore[index]
-    except psycopg.Error as error:
-        words = masked(str(error)).strip().splitlines()[0]
-        yield Diagnosis(thing, Verdict.ILL, words, "is it running, are the address and the password right?")
-        return
+    tables = [copy.options["table"] for copy in copies(Pipeline.load(settings.sql_dir))]
+    with connected(settings.postgres_url) as server, server.cursor(row_factory=dict_row) as cursor:
+        found: Mapping[str, Any] = cursor.execute(_POSTGRES, [settings.replication_slot]).fetchone() or {}
+        missing = [t for t in tables if server.execute("SELECT to_regclass(%s)", [t]).fetchone() == (None,)]
     yield _version_of_postgres(settings, int(found["version"]))
     yield _clock(thing, float(found["now"]))
     if found["wal_level"] != "logical":
@@ -220,17 +215,9 @@ def _version_of_postgres(settings: Settings, version: int) -> Diagnosis:
 
 def _redis(settings: Settings) -> Iterator[Diagnosis]:
     thing = "Redis"
-    try:
-        with redis.Redis.from_url(
-            settings.redis_url, decode_responses=True, socket_timeout=SECONDS, socket_connect_timeout=SECONDS
-        ) as server:
-            info: Mapping[str, Any] = server.info()
-            seconds, microseconds = server.time()
-    except (redis.RedisError, OSError, ValueError) as error:
-        yield Diagnosis(
-            thing, Verdict.ILL, masked(str(error)), "is it running, are the address and the password right?"
-        )
-        return
+    with redis_at(settings.redis_url, SECONDS) as server:
+        info: Mapping[str, Any] = server.info()
+        seconds, microseconds = server.time()
     version = info.get("valkey_version") or info.get("redis_version")
     yield Diagnosis(thing, Verdict.WELL, f"version {version} at {masked(settings.redis_url)}")
     yield _clock(thing, seconds + microseconds / 1e6)

@@ -6,27 +6,23 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import Any, cast
+from typing import Any
 
 import psycopg
-import redis
-from confluent_kafka import Message
 from psycopg import sql
 
 from recs_platform.catalog import connected
 from recs_platform.engines import connect
 from recs_platform.engines.base import StreamEngine
 from recs_platform.engines.local.forgetting import USER, owner_of
-from recs_platform.errors import StoreUnavailable
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.schema import copies
 from recs_platform.serving import keys
-from recs_platform.settings import Settings, masked
-from recs_platform.stack.process import wait_until
+from recs_platform.serving.connection import connected as redis_at
+from recs_platform.settings import Settings
 from recs_platform.topic_reader import read_from, spans
 
-REDIS_SECONDS = 30.0
+FOLLOW_SECONDS, BETWEEN_LOOKS = 30.0, 0.5  # for the engine and Redis to follow PostgreSQL
 KAFKA = "Kafka"
 Traces = Mapping[tuple[str, str], int]
 """(store, what of it) → how many rows, keys or messages name the shopper."""
@@ -53,45 +49,41 @@ def forget(settings: Settings, user_id: object, tell: Callable[[str], None] = la
         if not engine.capabilities.forgets_shoppers:
             engine.forget(user)  # says why it cannot
         tell("looking for traces")
-        before = traces(settings, engine, pipeline, user)
+        in_kafka = _in_kafka(settings, pipeline, user)
+        before = _traces(settings, engine, pipeline, user)
         tell("the engine takes the shopper out of its log and builds what is made from it anew")
         engine.forget(user)
         tell("PostgreSQL")
         _forget_in_catalog(settings, pipeline, user)
         tell("waiting for the engine and Redis to follow")
-        wait_until(lambda: not _left_beside_kafka(settings, engine, pipeline, user), REDIS_SECONDS, 0.5)
-        return Report(user, before, traces(settings, engine, pipeline, user))
+        after = before
+        deadline = time.monotonic() + FOLLOW_SECONDS
+        while any(after.values()) and time.monotonic() < deadline:
+            time.sleep(BETWEEN_LOOKS)
+            after = _traces(settings, engine, pipeline, user)
+        return Report(user, {**in_kafka, **before}, {**in_kafka, **after})
 
 
 def traces(settings: Settings, engine: StreamEngine, pipeline: Pipeline, user: int) -> Traces:
     """Everywhere a shopper could be found, also where nothing is."""
+    return {**_in_kafka(settings, pipeline, user), **_traces(settings, engine, pipeline, user)}
+
+
+def _traces(settings: Settings, engine: StreamEngine, pipeline: Pipeline, user: int) -> Traces:
+    """Everywhere but in Kafka, which is read whole for it and forgets nothing."""
     return {
-        **_in_kafka(settings, pipeline, user),
         **_in_engine(engine, pipeline, user),
         **_in_catalog(settings, pipeline, user),
         **_in_redis(settings, pipeline, user),
     }
 
 
-def _left_beside_kafka(settings: Settings, engine: StreamEngine, pipeline: Pipeline, user: int) -> bool:
-    found = (
-        _in_engine(engine, pipeline, user), _in_catalog(settings, pipeline, user), _in_redis(settings, pipeline, user)
-    )  # fmt: skip
-    return any(count for counts in found for count in counts.values())
-
-
 def _in_kafka(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
     servers, found = settings.require("kafka_bootstrap_servers"), dict[tuple[str, str], int]()
-    now = time.time() * 1000
-
-    def is_past(message: Message) -> bool:
-        """A topic that is sent to all the time has no end."""
-        return message.timestamp()[1] < now
-
     for topic in pipeline.topics:
         starts = {partition: span.first for partition, span in spans(servers, topic).items()}
         messages = read_from(servers, topic, starts) if starts else ()
-        found[KAFKA, topic] = sum(_is_of(message.value(), user) for message in takewhile(is_past, messages))
+        found[KAFKA, topic] = sum(_is_of(message.value(), user) for message in messages)
     return found
 
 
@@ -120,10 +112,7 @@ def _catalog_tables(pipeline: Pipeline) -> Iterator[str]:
 
 def _in_catalog(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
     with connected(settings.require("postgres_url")) as connection:
-        return {
-            ("PostgreSQL", table): _rows(connection, "SELECT count(*) FROM {} WHERE user_id = %s", table, user)
-            for table in _catalog_tables(pipeline)
-        }
+        return {("PostgreSQL", table): _rows(connection, table, user) for table in _catalog_tables(pipeline)}
 
 
 def _forget_in_catalog(settings: Settings, pipeline: Pipeline, user: int) -> None:
@@ -132,9 +121,9 @@ def _forget_in_catalog(settings: Settings, pipeline: Pipeline, user: int) -> Non
             connection.execute(sql.SQL("DELETE FROM {} WHERE user_id = %s").format(_identifier(table)), [user])
 
 
-def _rows(connection: psycopg.Connection, statement: str, table: str, user: int) -> int:
-    text = sql.SQL(cast(Any, statement)).format(_identifier(table))
-    row = connection.execute(text, [user]).fetchone()
+def _rows(connection: psycopg.Connection, table: str, user: int) -> int:
+    statement = sql.SQL("SELECT count(*) FROM {} WHERE user_id = %s").format(_identifier(table))
+    row = connection.execute(statement, [user]).fetchone()
     return int(row[0]) if row else 0
 
 
@@ -144,15 +133,11 @@ def _identifier(table: str) -> sql.Identifier:
 
 def _in_redis(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
     """Under every version that is kept, not only the live one."""
-    url = settings.require("redis_url")
     sinks = [s for s in pipeline.of_kind(Kind.SINK) if any(column.name == USER for column in s.columns)]
-    try:
-        with redis.Redis.from_url(url, decode_responses=True, socket_timeout=REDIS_SECONDS) as connection:
-            return {
-                ("Redis", sink.redis_name): sum(
-                    1 for _ in connection.scan_iter(match=f"{keys.ROOT}:{sink.redis_name}:*:{user}", count=1000)
-                )
-                for sink in sinks
-            }
-    except redis.RedisError as error:
-        raise StoreUnavailable(f"Redis at {masked(url)}: {error}") from None
+    with redis_at(settings.require("redis_url")) as connection:
+        return {
+            ("Redis", sink.redis_name): sum(
+                1 for _ in connection.scan_iter(match=f"{keys.ROOT}:{sink.redis_name}:*:{user}", count=1000)
+            )
+            for sink in sinks
+        }

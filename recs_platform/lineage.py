@@ -90,6 +90,11 @@ def relation_key(name: str) -> Key:
     return (name,)
 
 
+def label(key: Key) -> str:
+    """A box as a person reads it, and as Dagster does: `kafka/user_activity`, `trending_products`."""
+    return "/".join(key)
+
+
 def outside_key(relation: Relation) -> Key | None:
     """What outside the engine a source or table is fed by; None for all others."""
     if relation.topic:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from recs_platform.lineage import Key
+from recs_platform.lineage import Key, label
 from recs_platform.monitor import Report
 
 HELP: Mapping[str, str] = {
@@ -61,11 +61,6 @@ def families(report: Report) -> Iterator[Metric]:
         state.add_metric([label(finding.key), str(finding.state)], 1.0)
         since.add_metric([label(finding.key)], finding.since)
     yield from (well, state, since)
-
-
-def label(key: Key) -> str:
-    """A box as it is called in Dagster: `kafka/user_activity`, `trending_products`."""
-    return "/".join(key)
 
 
 def _in_seconds(name: str, number: float) -> tuple[str, float]:

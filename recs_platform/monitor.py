@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -39,6 +40,12 @@ class Report:
     @property
     def state(self) -> State:
         return worst(self.findings)
+
+    @property
+    def counts(self) -> str:
+        """How many boxes are in each state: `35 fresh, 2 stalled`."""
+        count = Counter(finding.state for finding in self.findings)
+        return ", ".join(f"{count[state]} {state}" for state in State if count[state])
 
     @property
     def causes(self) -> list[Finding]:

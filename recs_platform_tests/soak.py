@@ -35,6 +35,7 @@ from recs_platform.engines.base import StreamEngine
 from recs_platform.errors import RecsError
 from recs_platform.events import PURCHASES, USER_ACTIVITY, EventProducer
 from recs_platform.health import Memory
+from recs_platform.lineage import label
 from recs_platform.monitor import look
 from recs_platform.pipeline import Pipeline
 from recs_platform.serving import keys
@@ -79,6 +80,7 @@ class Floor:
     _stop: threading.Event = field(default_factory=threading.Event)
     _memory: Memory = field(default_factory=dict)
     _probes: int = 0
+    _threads: list[threading.Thread] = field(default_factory=list)
 
     @property
     def settings(self) -> Settings:
@@ -106,7 +108,7 @@ class Floor:
 
     def stop_sending(self) -> None:
         self._stop.set()
-        for thread in getattr(self, "_threads", ()):
+        for thread in self._threads:
             thread.join()
 
     def close(self) -> None:
@@ -169,7 +171,7 @@ class Floor:
             ill = [f"{p.name}: {p.problem or p.state}" for p in stack.parts if p.state != "healthy"] if stack else []
             return "; ".join(ill) or "no supervisor"
         report, self._memory = look(self.settings, Pipeline.load(self.settings.sql_dir), self._memory)
-        told = [f"{'/'.join(c.blame)} is {c.state}: {c.words}" for c in report.causes]
+        told = [f"{label(c.blame)} is {c.state}: {c.words}" for c in report.causes]
         return "; ".join(told) or "; ".join(report.engine.get("problems", {}).values())
 
     def is_fresh(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from recs_platform.commands.reporting import reported
 from recs_platform.commands.stack import COLOURS
 from recs_platform.health import Finding
 from recs_platform.health import State as Health
+from recs_platform.lineage import label
 from recs_platform.monitor import Report, Watch
 from recs_platform.settings import Settings
 from recs_platform.stack import control
@@ -52,7 +52,7 @@ class Seen:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-@click.option("--watch", "keep", is_flag=True, help="Look again every two seconds, until ctrl-C.")
+@click.option("--watch", "keep", is_flag=True, help="Keep looking, until ctrl-C.")
 @click.pass_context
 def status(context: click.Context, as_json: bool, keep: bool) -> None:
     """How every part and every box of the pipeline is. Exit code 0 when all is well, 1 otherwise.
@@ -124,8 +124,8 @@ def _as_json(seen: Seen) -> dict[str, Any]:
 
 
 def _box(finding: Finding) -> dict[str, Any]:
-    blame = "/".join(finding.blame)
-    return {**asdict(finding), "key": "/".join(finding.key), "blame": blame, "evidence": dict(finding.evidence)}
+    named = {"key": label(finding.key), "blame": label(finding.blame)}
+    return {**asdict(finding), **named, "evidence": dict(finding.evidence)}
 
 
 # -- as a person reads it ---------------------------------------------------------------------------------------------
@@ -193,8 +193,7 @@ def _engine(engine: Mapping[str, Any]) -> Iterator[Text]:
 
 
 def _boxes(report: Report) -> Iterator[RenderableType]:
-    count = Counter(finding.state for finding in report.findings)
-    yield Text("boxes: " + ", ".join(f"{count[state]} {state}" for state in Health if count[state]))
+    yield Text(f"boxes: {report.counts}")
     if not report.causes:
         return
     table = Table(box=None, padding=(0, 1, 0, 0))
@@ -204,7 +203,7 @@ def _boxes(report: Report) -> Iterator[RenderableType]:
         words = escape(cause.words) + (f"\n[dim]→ {escape(cause.next)}[/]" if cause.next else "")
         colour = HEALTH_COLOURS.get(cause.state, "default")
         since = _ago(report.at - cause.since)
-        table.add_row(escape("/".join(cause.blame)), f"[{colour}]{cause.state}[/]", since, words)
+        table.add_row(escape(label(cause.blame)), f"[{colour}]{cause.state}[/]", since, words)
     yield table
 
 

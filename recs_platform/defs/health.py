@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from recs_platform.defs.resources import Platform
 from recs_platform.defs.stream import RESYNC
 from recs_platform.errors import RecsError
 from recs_platform.health import Finding, State, dump_memory, load_memory
+from recs_platform.lineage import label
 from recs_platform.monitor import Report, look
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.settings import Settings
@@ -93,10 +93,8 @@ def view_freshness(pipeline: Pipeline) -> dg.SensorDefinition:
 
 def summary(report: Report) -> str:
     """How many boxes are in each state, and each cause of trouble once."""
-    count = Counter(finding.state for finding in report.findings)
-    counts = [f"{count[state]} {state}" for state in State if count[state]]
-    causes = dict.fromkeys(f"{'/'.join(cause.blame)}: {cause.words}" for cause in report.causes)
-    return "; ".join([", ".join(counts), *causes])
+    causes = dict.fromkeys(f"{label(cause.blame)}: {cause.words}" for cause in report.causes)
+    return "; ".join([report.counts, *causes])
 
 
 def _told(text: str) -> dict[str, str]:

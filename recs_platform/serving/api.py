@@ -30,6 +30,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from recs_platform.errors import RecsError, SettingsError
+from recs_platform.lineage import label
 from recs_platform.metrics import Health
 from recs_platform.monitor import Report, Watch
 from recs_platform.serving.store import AsyncRecommendationStore
@@ -182,7 +183,7 @@ class Api:
         report = await self._looked()
         causes = [
             {
-                "box": "/".join(cause.blame),
+                "box": label(cause.blame),
                 "state": str(cause.state),
                 "since": cause.since,
                 "words": cause.words,
