@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import plots
 from bench.driver import drive
-from bench.report import Section, keep_samples
+from bench.parts.rebuild import Spreads
+from bench.report import Figure, Section, keep_samples
 from bench.session import Preloaded, Session
 from bench.stack import live_versions
-from bench.stats import Spread, number, percentile
+from bench.stats import number, percentile
 from recs_platform.errors import RecsError
 from recs_platform.serving import keys
 from recs_platform.serving.store import RecommendationStore
@@ -27,6 +29,7 @@ EDITS: Mapping[str, tuple[str, str, str]] = {
     "trending_products": ("rank <= 10", "rank <= 5", keys.TRENDING_PRODUCTS),
 }
 """View → what is put in place of what in its file, and the sink that goes over. Every second time it is put back."""
+FIGURES = {"applied": "until `recs apply` is done", "switched": "until readers are on the new version"}
 SWITCH_SECONDS = 120.0
 
 
@@ -114,16 +117,24 @@ def _section(session: Session, samples: list[dict[str, Any]], readers: Readers) 
         f"At {number(session.options.rate)} events/s a view's SQL is changed and applied, while every shopper is asked for by the "
         "library, in turn and without a pause. Readers go over at one moment, when all keys of the new version are in Redis."
     )
-    rows = [
-        [f"`{view}`", *(Spread.of([s[figure] for s in samples if s["view"] == view]).text(2) for figure in FIGURES)]
-        for view in EDITS
-    ]
-    section.add_table("Seconds", ["view", "until `recs apply` is done", "until readers are on the new version"], rows)
+    spreads = Spreads(samples)
+    rows = [[f"`{view}`", *(spreads.of(view, figure).text(2) for figure in FIGURES)] for view in EDITS]
+    section.add_table("Seconds", ["view", *FIGURES.values()], rows)
     shown = [[f"{p:g} %", f"{percentile(readers.milliseconds, p):.1f}"] for p in (50, 99, 99.9, 100)]
     section.add_table("Milliseconds that so many answers took at most, during all of it", ["answers", "ms"], shown)
     if readers.wrong:
         section.notes.append(f"The first that was wrong: {readers.wrong[0]}")
+    _figure(section, session, spreads)
     return section
 
 
-FIGURES = ("applied", "switched")
+def _figure(section: Section, session: Session, spreads: Spreads) -> None:
+    found = {what: [spreads.of(view, figure) for view in EDITS] for figure, what in FIGURES.items()}
+    plots.bars(
+        session.options.out / "switch.svg",
+        "A view changed under load",
+        list(EDITS),
+        {what: [(s.median, s.low, s.high) for s in values] for what, values in found.items()},
+        "seconds",
+    )
+    section.figures.append(Figure("switch.svg", "Seconds until a changed view is applied, and until readers are on it"))
