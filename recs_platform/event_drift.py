@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice
 
 from recs_platform.lineage import Lineage, topic_key
 from recs_platform.pipeline import Pipeline
-from recs_platform.topic_reader import read_from, spans
+from recs_platform.topic_reader import read, spans
 
 SAMPLE = 500  # messages of a topic at a look
 FEWEST = 20  # of an event type, for anything to be said of it
@@ -77,8 +77,8 @@ def sample(servers: str, topic: str, oldest: bool = False) -> tuple[list[bytes],
     """About `SAMPLE` messages, the newest or the oldest kept, and how many the topic has had. Raises `SourceError`."""
     found = spans(servers, topic)
     each = -(-SAMPLE // max(1, len(found)))
-    starts = {p: span.first if oldest else max(span.first, span.next - each) for p, span in found.items()}
-    messages = islice(read_from(servers, topic, starts), SAMPLE if oldest else 2 * SAMPLE) if starts else ()
+    parts = {p: s if oldest else replace(s, first=max(s.first, s.next - each)) for p, s in found.items()}
+    messages = islice(read(servers, topic, parts), SAMPLE if oldest else 2 * SAMPLE) if parts else ()
     return [bytes(value) for message in messages if (value := message.value())], sum(s.next for s in found.values())
 
 

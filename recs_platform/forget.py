@@ -20,7 +20,7 @@ from recs_platform.schema import copies
 from recs_platform.serving import keys
 from recs_platform.serving.connection import connected as redis_at
 from recs_platform.settings import Settings
-from recs_platform.topic_reader import read_from, spans
+from recs_platform.topic_reader import read, spans
 
 FOLLOW_SECONDS, BETWEEN_LOOKS = 30.0, 0.5  # for the engine and Redis to follow PostgreSQL
 KAFKA = "Kafka"
@@ -81,8 +81,8 @@ def _traces(settings: Settings, engine: StreamEngine, pipeline: Pipeline, user: 
 def _in_kafka(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
     servers, found = settings.require("kafka_bootstrap_servers"), dict[tuple[str, str], int]()
     for topic in pipeline.topics:
-        starts = {partition: span.first for partition, span in spans(servers, topic).items()}
-        messages = read_from(servers, topic, starts) if starts else ()
+        parts = spans(servers, topic)
+        messages = read(servers, topic, parts) if parts else ()
         found[KAFKA, topic] = sum(_is_of(message.value(), user) for message in messages)
     return found
 

@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import jq
@@ -25,7 +25,7 @@ from recs_platform.errors import EngineError
 from recs_platform.events import EventProducer
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings
-from recs_platform.topic_reader import read_from, spans
+from recs_platform.topic_reader import read, spans
 
 HEADER = "recs-dead-letter"
 _LOCK = 0x7265_6373  # pg_advisory_lock: "recs"
@@ -233,9 +233,9 @@ def _settle(settings: Settings, connection: Connection) -> int:
 
 def _headers(servers: str, topic: str, lowest: Mapping[int, int]) -> set[str]:
     """The ids in the headers of all messages from these offsets on. Raises `SourceError`."""
-    starts = {p: max(span.first, lowest.get(p, 0)) for p, span in spans(servers, topic).items()}
+    parts = {p: replace(s, first=max(s.first, lowest.get(p, 0))) for p, s in spans(servers, topic).items()}
     found = set[str]()
-    for message in read_from(servers, topic, starts):
+    for message in read(servers, topic, parts):
         headers = cast(Iterable[tuple[str, bytes]], message.headers() or ())
         found |= {value.decode() for name, value in headers if name == HEADER}
     return found

@@ -36,12 +36,12 @@ def spans(servers: str, topic: str) -> dict[int, Span]:
     return {at[1]: Span(first[at], following[at]) for at in partitions}
 
 
-def read_from(servers: str, topic: str, starts: Mapping[int, int], seconds: float = SECONDS) -> Iterator[Message]:
-    """The messages of these partitions from these offsets on, to the end.
+def read(servers: str, topic: str, parts: Mapping[int, Span], seconds: float = SECONDS) -> Iterator[Message]:
+    """The messages of these partitions, from the first of each to the end it had, as `spans` told.
 
-    And a little on, for the embedded broker may say that a partition ends a batch too early; but no longer than that, for a
-    topic that is sent to all the time has no end. Raises `SourceError` where the next message, or the end, does not come
-    within `seconds`.
+    And a little on, for the embedded broker may say that a partition ends a batch too early; but no longer than that: a
+    partition that is sent to all the time has no end, and none is told of it. Raises `SourceError` where the next message,
+    or the end, does not come within `seconds`.
     """
     reader = Consumer(
         {
@@ -53,18 +53,19 @@ def read_from(servers: str, topic: str, starts: Mapping[int, int], seconds: floa
             "log_level": 0,
         }
     )
-    left, until = set(starts), math.inf
+    left, until = set(parts), math.inf
     try:
-        reader.assign([TopicPartition(topic, partition, offset) for partition, offset in starts.items()])
+        reader.assign([TopicPartition(topic, partition, span.first) for partition, span in parts.items()])
         while time.monotonic() < until and (message := reader.poll(seconds if left else QUIET_SECONDS)) is not None:
-            error = message.error()
+            error, partition = message.error(), message.partition() or 0
             if error is None:
                 yield message
-            elif error.code() == KafkaError._PARTITION_EOF:
-                left.discard(message.partition() or 0)
-                until = math.inf if left else min(until, time.monotonic() + QUIET_SECONDS)
-            else:
+            elif error.code() != KafkaError._PARTITION_EOF:
                 raise SourceError(f"Kafka at {servers}: topic {topic}: {error.str()}")
+            if error is not None or (message.offset() or 0) + 1 >= parts[partition].next:
+                left.discard(partition)
+            if not left:
+                until = min(until, time.monotonic() + QUIET_SECONDS)
         if left:
             raise SourceError(f"Kafka at {servers}: topic {topic} was not read to its end within {seconds:.0f} s")
     finally:
