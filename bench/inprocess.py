@@ -38,7 +38,7 @@ class InProcess:
         self.traffic = Traffic(population, stream=1)
         self.now = datetime.now(UTC)
         self._offsets = dict.fromkeys(TOPICS, 0)
-        self.database.deploy(Pipeline.load(Settings.load({}).sql_dir), self.now)
+        self.database.deploy(Pipeline.of(Settings.load({})), self.now)
         self._load_catalog()
         for batch in history(population, events, self.now - timedelta(seconds=1), 24.0, AT_ONCE):
             self._take_in(batch)

@@ -76,7 +76,7 @@ def _documents(engine: Engine) -> dict[str, int]:
     """For each sink keys too many or too few; and documents of shoppers that are not their rows."""
     found = {}
     with redis.Redis.from_url(engine.redis_url) as connection:
-        for sink in Pipeline.load(engine.settings.sql_dir).of_kind(Kind.SINK):
+        for sink in Pipeline.of(engine.settings).of_kind(Kind.SINK):
             version = live_versions(engine.redis_url, sink.redis_name).get(sink.redis_name, "none")
             kept = sum(1 for _ in connection.scan_iter(keys.documents_pattern(sink.redis_name, version), count=5_000))
             (row,) = engine.ask(f"SELECT count(*) AS rows FROM {sink.name}")

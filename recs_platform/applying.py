@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from random import sample
 from typing import Protocol, cast
 
 import pyarrow as pa
@@ -25,10 +26,12 @@ from recs_platform.errors import EngineError
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, Step, Tell
 from recs_platform.serving import keys, versions
+from recs_platform.serving.documents import is_document_of
 
 LOCK_SECONDS = 30.0
 BETWEEN_LOOKS = 0.2
 VERIFY_SECONDS = 600.0
+SAMPLE = 200  # documents of a new version that are compared with their rows
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 
 
@@ -43,6 +46,7 @@ class Versioned(Protocol):
     def filling(self, relation: Relation, version: VersionId) -> tuple[int, int] | None: ...
     def failure(self, physical: str) -> str: ...
     def sink_keys(self, sink: Relation, targets: Mapping[str, VersionId]) -> pa.Table: ...
+    def rows_of(self, sink: Relation, targets: Mapping[str, VersionId], among: Sequence[str]) -> pa.Table: ...
     def publish(self, name: str, version: VersionId) -> None: ...
     def unpublish(self, name: str) -> None: ...
     def drop(self, version: Version) -> None: ...
@@ -115,7 +119,7 @@ class Applier:
     # -- verify -------------------------------------------------------------------------------------------------
 
     def _verify(self, version: Version, sink: Relation, targets: Mapping[str, VersionId]) -> None:
-        """Every row of the sink has its key in Redis."""
+        """Every row of the sink has its key in Redis, and of some the document says what the row does."""
         step = Step(Action.SWITCH, sink.name, str(version.id), "")
         deadline = time.monotonic() + VERIFY_SECONDS
         while True:
@@ -126,13 +130,33 @@ class Applier:
                 step, 1 - len(missing) / max(len(wanted), 1), f"{len(wanted) - len(missing):,} of {len(wanted):,} keys"
             )
             if not missing:
-                break
+                self._compare(sink, targets, sample(sorted(wanted), min(SAMPLE, len(wanted))), deadline)
+                return
             if time.monotonic() > deadline:
                 raise EngineError(
                     f"{sink.name}: {len(missing):,} of {len(wanted):,} keys are not in Redis after {VERIFY_SECONDS:.0f} s, "
                     f"{min(missing)} among them; readers stay on the version they have"
                 )
             time.sleep(BETWEEN_LOOKS)
+
+    def _compare(
+        self, sink: Relation, targets: Mapping[str, VersionId], chosen: Sequence[str], deadline: float
+    ) -> None:
+        """What differs is looked at again: a change may be on its way, and a row may go."""
+        differs = list(chosen)
+        while differs := self._differing(self._engine.rows_of(sink, targets, differs)):
+            if time.monotonic() > deadline:
+                raise EngineError(
+                    f"{sink.name}: {len(differs):,} of {len(chosen):,} documents in Redis do not say what their rows do, "
+                    f"{differs[0]} among them; readers stay on the version they have"
+                )
+            time.sleep(BETWEEN_LOOKS)
+
+    def _differing(self, rows: pa.Table) -> list[str]:
+        found = {str(row.pop("key")): row for row in rows.to_pylist()}
+        texts = cast(list[str | None], self._redis.mget(list(found))) if found else []
+        pairs = zip(found.items(), texts, strict=True)
+        return [key for (key, row), text in pairs if text is None or not is_document_of(row, text)]
 
     # -- switch -------------------------------------------------------------------------------------------------
 

@@ -7,12 +7,9 @@ change may be on its way.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import Decimal
 from itertools import islice
 from typing import Any
 
@@ -22,12 +19,12 @@ from recs_platform.engines.base import StreamEngine
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.serving import keys, versions
 from recs_platform.serving.connection import connected
+from recs_platform.serving.documents import Row, is_document_of
 
 SAMPLE = 200
 ON_THE_WAY, BETWEEN_LOOKS = 3.0, 0.2  # seconds that a key may take from its row to Redis
 AT_ONCE = 1_000  # keys
 
-Row = Mapping[str, Any]
 Rows = Mapping[str, Row]
 """Redis key → the columns of its document."""
 
@@ -129,41 +126,3 @@ class _Auditor:
                 elif not is_document_of(row, text):
                     stale.append(key)
         return missing, stale
-
-
-def is_document_of(row: Row, text: str) -> bool:
-    """Whether a document says what the row does; what else it holds does not matter."""
-    try:
-        document = json.loads(text)
-    except ValueError:
-        return False
-    return isinstance(document, dict) and all(_same(value, document.get(name)) for name, value in row.items())
-
-
-def _same(value: Any, found: Any) -> bool:
-    """As JSON: a time as text, a number of any kind, JSON that an engine hands over as text."""
-    if isinstance(value, datetime):
-        return isinstance(found, str) and _instant(found) == value.astimezone(UTC)
-    if isinstance(value, float | Decimal):
-        return isinstance(found, int | float) and float(value) == float(found)
-    if isinstance(value, str) and not isinstance(found, str):
-        return bool(_from_json(value) == found)
-    if isinstance(value, list):
-        return isinstance(found, list) and len(value) == len(found) and all(map(_same, value, found))
-    if isinstance(value, dict):
-        return isinstance(found, dict) and all(_same(part, found.get(name)) for name, part in value.items())
-    return bool(value == found)
-
-
-def _instant(text: str) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError:
-        return None
-
-
-def _from_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Final
 
 import psycopg
 from psycopg import sql
@@ -21,7 +22,7 @@ from recs_platform.settings import masked, passwords_of
 
 CONNECT_SECONDS = 10
 
-# Types are those that sql/tables/ declares: RisingWave refuses a table whose column has another.
+# Types are those that sql/catalog/cdc/ declares: RisingWave refuses a table whose column has another.
 TABLES = {
     "product_catalog": """
         CREATE TABLE public.product_catalog (
@@ -40,6 +41,12 @@ TABLES = {
             country  text
         )""",
 }
+
+
+_PRODUCTS: Final = (
+    "SELECT product_id, name, category, price::numeric(12, 2), description, image_url, in_stock"
+    " FROM public.product_catalog"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +114,22 @@ def ensure_catalog(postgres_url: str) -> tuple[str, ...]:
 def read_catalog(postgres_url: str) -> list[Product]:
     """All products, by product id."""
     with connected(postgres_url) as connection:
-        rows = connection.execute(
-            "SELECT product_id, name, category, price::numeric(12, 2), description, image_url, in_stock"
-            " FROM public.product_catalog ORDER BY product_id"
-        )
+        rows = connection.execute(f"{_PRODUCTS} ORDER BY product_id")
         return [Product(*row) for row in rows]
+
+
+def read_product(postgres_url: str, product_id: str) -> Product | None:
+    """The product of that id, None where there is none."""
+    with connected(postgres_url) as connection:
+        row = connection.execute(f"{_PRODUCTS} WHERE product_id = %s", [product_id]).fetchone()
+        return Product(*row) if row else None
+
+
+def read_customers(postgres_url: str) -> list[Customer]:
+    """All customers, by user id."""
+    with connected(postgres_url) as connection:
+        rows = connection.execute("SELECT user_id, age_band, country FROM public.customers ORDER BY user_id")
+        return [Customer(*row) for row in rows]
 
 
 def seed(postgres_url: str, products: Iterable[Product], customers: Iterable[Customer]) -> tuple[int, int]:

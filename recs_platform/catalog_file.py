@@ -1,14 +1,16 @@
-"""Product files: CSV, TSV or JSON Lines, checked value by value before anything reaches the catalog."""
+"""Files of the catalog: CSV, TSV or JSON Lines, plain or gzip, checked value by value before anything reaches an engine."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, TextIO
 
+from recs_platform.columns import Column
 from recs_platform.errors import SourceError
 from recs_platform.tabular import open_text, rows
 
@@ -32,9 +34,7 @@ class ProductFile:
 def read_products(path: Path) -> ProductFile:
     """Reads and checks the whole file. Raises `SourceError` naming file, line and column of what cannot be used."""
     with open_text(path) as text:
-        is_json = text.readline().lstrip().startswith("{")
-        text.seek(0)
-        names, records = _json_lines(path, text) if is_json else _delimited(path, text)
+        names, records = _any(path, text)
         missing = [column for column in REQUIRED if column not in names]
         if missing:
             raise SourceError(f"{path}: no column {' and no '.join(missing)}; it has {', '.join(names)}")
@@ -43,7 +43,98 @@ def read_products(path: Path) -> ProductFile:
         return ProductFile(columns, list(_checked(path, columns, records)), ignored)
 
 
+SUFFIXES = tuple(f".{kind}{packed}" for kind in ("csv", "tsv", "jsonl") for packed in ("", ".gz"))
+Stamp = tuple[str, int, int]
+"""Of a file as it is now: another one, or one that is written again, has another."""
+
+
+def find_file(directory: Path, table: str) -> Path:
+    """The one file of a table. Raises `SourceError` where there is none, or more than one."""
+    found = [path for suffix in SUFFIXES if (path := directory / f"{table}{suffix}").is_file()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise SourceError(f"{' and '.join(str(path) for path in found)}: which of them is {table}? Keep one")
+    raise SourceError(f"no {table}.csv (or .tsv, .jsonl, each also .gz) in {directory}: RECS_CATALOG_DIR says where")
+
+
+def stamp(path: Path) -> Stamp:
+    """Raises `SourceError` where it has gone."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}") from None
+    return str(path), found.st_mtime_ns, found.st_size
+
+
+def read_rows(path: Path, columns: Sequence[Column], key: Sequence[str]) -> list[tuple[str | None, ...]]:
+    """Rows of a table with these columns, as text that fits their types; "" is NULL, and so is a column that is not there.
+
+    Raises `SourceError` naming file, line and column: a value of another type, a key that is empty or there twice.
+    """
+    with open_text(path) as text:
+        names, records = _any(path, text)
+        if missing := [name for name in key if name not in names]:
+            raise SourceError(f"{path}: no column {' and no '.join(missing)}; it has {', '.join(names)}")
+        seen: dict[tuple[str, ...], int] = {}
+        found = []
+        for number, record in records:
+            found.append(tuple(_typed(path, number, c, record.get(c.name, "").strip()) for c in columns))
+            own = tuple(record.get(name, "").strip() for name in key)
+            if not all(own):
+                raise SourceError(f"{path}:{number}: {', '.join(key)}: must not be empty")
+            if own in seen:
+                raise SourceError(f"{path}:{number}: {', '.join(key)}: {', '.join(own)} is on line {seen[own]} already")
+            seen[own] = number
+        return found
+
+
+def typed_rows(path: Path, columns: Sequence[Column], key: Sequence[str]) -> list[dict[str, object]]:
+    """The same as values of Python. Raises what `read_rows` raises."""
+    makers = [(c.name, _MAKERS.get(c.type, str)) for c in columns]
+    return [
+        {name: None if text is None else make(text) for (name, make), text in zip(makers, row, strict=True)}
+        for row in read_rows(path, columns, key)
+    ]
+
+
+def _typed(path: Path, number: int, column: Column, text: str) -> str | None:
+    if not text:
+        return None
+    try:
+        match _MAKERS.get(column.type):
+            case None:
+                return _optional(text)
+            case make:
+                return str(make(text))
+    except ValueError as error:
+        raise SourceError(f"{path}:{number}: {column.name}: {error}") from None
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r} is not a number")
+    return number
+
+
 Record = tuple[int, Mapping[str, str]]
+
+
+def _any(path: Path, text: TextIO) -> tuple[list[str], Iterable[Record]]:
+    is_json = text.readline().lstrip().startswith("{")
+    text.seek(0)
+    return _json_lines(path, text) if is_json else _delimited(path, text)
 
 
 def _delimited(path: Path, text: TextIO) -> tuple[list[str], Iterable[Record]]:
@@ -104,6 +195,18 @@ def _optional(text: str) -> str | None:
     return text or None
 
 
+_MAKERS: Mapping[str, Callable[[str], object]] = {
+    "BIGINT": _whole,
+    "INT": _whole,
+    "SMALLINT": _whole,
+    "DOUBLE PRECISION": _number,
+    "DOUBLE": _number,
+    "REAL": _number,
+    "BOOLEAN": lambda text: _truth(text),
+}
+"""Type → what makes a value of text, raising `ValueError`; any other type takes text as it is."""
+
+
 def _price(text: str) -> Decimal | None:
     if not text:
         return None
@@ -116,7 +219,7 @@ def _price(text: str) -> Decimal | None:
     return price.quantize(_CENT, ROUND_HALF_UP)
 
 
-def _in_stock(text: str) -> bool:
+def _truth(text: str) -> bool:
     try:
         return _TRUTH[text.lower()]
     except KeyError:
@@ -130,5 +233,5 @@ _CHECKS: dict[str, Callable[[str], object]] = {
     "price": _price,
     "description": _optional,
     "image_url": _optional,
-    "in_stock": _in_stock,
+    "in_stock": _truth,
 }

@@ -20,6 +20,7 @@ from psycopg.rows import dict_row
 from recs_platform.catalog import connected
 from recs_platform.engines import connect
 from recs_platform.errors import RecsError
+from recs_platform.kafka_address import hosts
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.schema import copies
 from recs_platform.serving.connection import connected as redis_at
@@ -143,7 +144,7 @@ def _ports(settings: Settings) -> Iterator[Diagnosis]:
 
 def _files(settings: Settings) -> Diagnosis:
     try:
-        pipeline = Pipeline.load(settings.sql_dir)
+        pipeline = Pipeline.of(settings)
     except RecsError as error:
         return Diagnosis("sql/", Verdict.ILL, str(error), "mend the file; `recs plan` says the same")
     return Diagnosis("sql/", Verdict.WELL, f"{len(pipeline.relations)} relations in {settings.sql_dir}")
@@ -172,12 +173,14 @@ SELECT current_setting('server_version_num')::int / 10000 AS version, current_se
 
 def _postgres(settings: Settings) -> Iterator[Diagnosis]:
     thing = "PostgreSQL"
-    tables = [copy.options["table"] for copy in copies(Pipeline.load(settings.sql_dir))]
+    tables = [copy.options["table"] for copy in copies(Pipeline.of(settings))]
     with connected(settings.postgres_url) as server, server.cursor(row_factory=dict_row) as cursor:
         found: Mapping[str, Any] = cursor.execute(_POSTGRES, [settings.replication_slot]).fetchone() or {}
         missing = [t for t in tables if server.execute("SELECT to_regclass(%s)", [t]).fetchone() == (None,)]
     yield _version_of_postgres(settings, int(found["version"]))
     yield _clock(thing, float(found["now"]))
+    if not tables:  # the catalog is not read from here
+        return
     if found["wal_level"] != "logical":
         yield Diagnosis(
             thing, Verdict.ILL, f"wal_level is {found['wal_level']}", "set wal_level = logical and restart it"
@@ -240,10 +243,10 @@ def _redis(settings: Settings) -> Iterator[Diagnosis]:
 
 
 def _kafka(settings: Settings) -> Iterator[Diagnosis]:
-    thing, servers = "Kafka", settings.kafka_bootstrap_servers
-    topics = list(Pipeline.load(settings.sql_dir).topics)
+    thing, servers = "Kafka", hosts(settings.kafka_bootstrap_servers)
+    topics = list(Pipeline.of(settings).topics)
     try:
-        found = describe_topics(admin_client(servers), topics, SECONDS)
+        found = describe_topics(admin_client(settings.kafka_bootstrap_servers), topics, SECONDS)
     except KafkaException as error:
         yield Diagnosis(thing, Verdict.ILL, f"{servers}: {describe(error)}", "is it running, is the address right?")
         return
@@ -258,7 +261,7 @@ def _engine(settings: Settings) -> Iterator[Diagnosis]:
     with connect(settings, SECONDS) as engine:
         deployed = engine.deployed()
         plan = engine.plan()
-    pipeline = Pipeline.load(settings.sql_dir)
+    pipeline = Pipeline.of(settings)
     sinks = sum(relation.name in deployed for relation in pipeline.of_kind(Kind.SINK))
     yield Diagnosis(
         "the engine", Verdict.WELL, f"{settings.engine}: {len(deployed)} relations are deployed, {sinks} of them sinks"

@@ -18,6 +18,7 @@ from typing import Any, Self
 from confluent_kafka import KafkaError, Message, Producer
 
 from recs_platform.errors import SourceError
+from recs_platform.kafka_address import KafkaAddress, hosts
 
 USER_ACTIVITY = "user_activity"
 PURCHASES = "purchases"
@@ -91,7 +92,7 @@ class EventProducer:
         self._problem = ""
         self._producer = Producer(
             {
-                "bootstrap.servers": bootstrap_servers,
+                **KafkaAddress.parse(bootstrap_servers).for_librdkafka(),
                 "linger.ms": LINGER_MS,
                 "queue.buffering.max.messages": QUEUE_MESSAGES,
                 "message.timeout.ms": int(delivery_seconds * 1000),
@@ -169,7 +170,7 @@ class EventProducer:
     def _error(self, what: str) -> SourceError:
         cause = f" ({self._problem})" if self._problem else ""
         remedy = "is the broker running, is the topic there?"
-        return SourceError(f"Kafka at {self.bootstrap_servers}: {what}{cause}; {remedy}")
+        return SourceError(f"Kafka at {hosts(self.bootstrap_servers)}: {what}{cause}; {remedy}")
 
 
 def _utc_text(moment: datetime) -> str:

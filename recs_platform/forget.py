@@ -44,7 +44,7 @@ class Report:
 
 def forget(settings: Settings, user_id: object, tell: Callable[[str], None] = lambda _: None) -> Report:
     """Takes a shopper out of every store. Raises `ValueError` for an id that is none, and `RecsError` for what is away."""
-    user, pipeline = keys.checked_user_id(user_id), Pipeline.load(settings.sql_dir)
+    user, pipeline = keys.checked_user_id(user_id), Pipeline.of(settings)
     with connect(settings) as engine:
         if not engine.capabilities.forgets_shoppers:
             engine.forget(user)  # says why it cannot

@@ -221,9 +221,10 @@ def _of_relation(
         return Finding(key, State.BROKEN, 0.0, "it is not deployed", "materialize it, or `recs apply`", key)
     problem = reading.state.get("problem") if reading else None
     if problem:
-        return Finding(
-            key, State.BROKEN, 0.0, problem, "what is not written stays marked, and is when that is mended", key
-        )
+        after = "what is not written stays marked, and is when that is mended"
+        if relation.kind is Kind.TABLE:
+            after = "its rows stay as they are, and follow when that is mended"
+        return Finding(key, State.BROKEN, 0.0, problem, after, key)
     own = _own_lag(relation, reading)
     made_from = [known[name] for name in relation.upstreams]
     beyond = outside_key(relation)

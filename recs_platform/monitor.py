@@ -88,6 +88,8 @@ def read_engine(settings: Settings, pipeline: Pipeline) -> list[Reading]:
 
 def read_catalog(settings: Settings, pipeline: Pipeline) -> list[Reading]:
     """Raises `SourceError`, or `SettingsError` when no stack runs."""
+    if not copies(pipeline):
+        return []
     return of_catalog(settings.require("postgres_url"), settings.replication_slot, pipeline)
 
 
@@ -112,7 +114,7 @@ class Watch:
     def _look(self) -> Report:
         settings = self._settings()
         path = settings.state_dir / REMEMBERED
-        report, memory = look(settings, Pipeline.load(settings.sql_dir), load_memory(_text(path)))
+        report, memory = look(settings, Pipeline.of(settings), load_memory(_text(path)))
         with suppress(OSError):  # a full disk, or a directory that may only be read
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{time.monotonic_ns()}")

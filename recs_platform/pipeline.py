@@ -21,9 +21,14 @@ from sqlglot.errors import SqlglotError
 from recs_platform import statements
 from recs_platform.columns import Column, Origin, describe_query
 from recs_platform.errors import PipelineError
+from recs_platform.settings import CDC, Settings
 from recs_platform.statements import Statement
 
+CATALOGS = "catalog"
+"""The directory with one directory for each place the catalog may come from."""
+
 VARIABLE = re.compile(r"\$\{(\w+)\}")
+_KAFKA_SERVERS = re.compile(r"\bproperties\.bootstrap\.server\s*=\s*'(?:[^']|'')*'")
 VARIABLES = frozenset(
     {
         "kafka_bootstrap_servers",
@@ -89,6 +94,16 @@ class Relation:
         return self.statement.is_materialized
 
     @property
+    def is_from_file(self) -> bool:
+        """Whether it is a table that nothing feeds but a file."""
+        return self.kind is Kind.TABLE and not self.options
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether it reads a topic whose messages replace each other by their key."""
+        return self.topic is not None and "key" in self.statement.includes.values()
+
+    @property
     def physical_name(self) -> str:
         """The name it is deployed under; the public name is a plain view over it."""
         return f"{self.name}__{self.fingerprint}"
@@ -117,14 +132,20 @@ class Pipeline:
     relations: Mapping[str, Relation]
 
     @classmethod
-    def load(cls, sql_dir: Path) -> Pipeline:
-        """Reads and checks every `*.sql` below `sql_dir`.
+    def of(cls, settings: Settings) -> Pipeline:
+        """The files that the settings name: see `load`."""
+        return cls.load(settings.sql_dir, settings.catalog)
+
+    @classmethod
+    def load(cls, sql_dir: Path, catalog: str = CDC) -> Pipeline:
+        """Reads and checks every `*.sql` below `sql_dir`, but of `catalog/` only what is below `catalog/<catalog>`: there is
+        one directory for each place the catalog may come from.
 
         Raises `PipelineError` with file and line: SQL that does not parse, a name that is not the file's stem,
         one name in two files, a missing upstream or column, a cycle, an unknown `${variable}`.
         Files that read as they did at the last time give the same pipeline again, at once.
         """
-        files = tuple((path, path.read_text(encoding="utf-8")) for path in sorted(sql_dir.rglob("*.sql")))
+        files = tuple((path, path.read_text(encoding="utf-8")) for path in _paths(sql_dir, catalog))
         if not files:
             raise PipelineError(f"no *.sql files below {sql_dir}")
         return _built(files)
@@ -184,9 +205,25 @@ class Pipeline:
         return frozenset(Origin(o.relation, o.column, origin.field) if o.field is None else o for o in deeper)
 
 
-def render(text: str, variables: Mapping[str, str]) -> str:
-    """The text with each `${name}` replaced, quotes doubled since variables stand inside SQL strings."""
-    return VARIABLE.sub(lambda match: variables.get(match[1], match[0]).replace("'", "''"), text)
+def render(text: str, variables: Mapping[str, str], kafka_options: Mapping[str, str] | None = None) -> str:
+    """The text with each `${name}` replaced, quotes doubled since variables stand inside SQL strings.
+
+    `kafka_options` are given to every Kafka source, beside its servers.
+    """
+    filled = VARIABLE.sub(lambda match: variables.get(match[1], match[0]).replace("'", "''"), text)
+    options = "".join(
+        f",\n  {name} = '{value.replace(chr(39), chr(39) * 2)}'" for name, value in (kafka_options or {}).items()
+    )
+    return _KAFKA_SERVERS.sub(lambda match: match[0] + options, filled) if options else filled
+
+
+def _paths(sql_dir: Path, catalog: str) -> list[Path]:
+    choices = sql_dir / CATALOGS
+    if choices.is_dir() and not (choices / catalog).is_dir():
+        there = ", ".join(sorted(path.name for path in choices.iterdir() if path.is_dir()))
+        raise PipelineError(f"RECS_CATALOG={catalog}: no directory {choices / catalog}; there are {there}")
+    found = sorted(sql_dir.rglob("*.sql"))
+    return [path for path in found if choices not in path.parents or choices / catalog in path.parents]
 
 
 @lru_cache(maxsize=4)

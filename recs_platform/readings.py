@@ -20,6 +20,7 @@ from psycopg.rows import dict_row
 from recs_platform.errors import RecsError, SourceError
 from recs_platform.lineage import Key, catalog_key, relation_key, topic_key
 from recs_platform.pipeline import Kind, Pipeline, Relation
+from recs_platform.schema import copies
 from recs_platform.settings import masked
 
 WHILE_MOVING = 300.0  # seconds between records of a thing whose numbers move
@@ -132,7 +133,7 @@ def of_catalog(url: str, slot: str, pipeline: Pipeline) -> list[Reading]:
 
     Raises `SourceError`, password masked, when PostgreSQL does not answer.
     """
-    tables = {relation.options["table"] for relation in pipeline if "table" in relation.options}
+    tables = {copy.options["table"] for copy in copies(pipeline)}
     sources = [relation for relation in pipeline if relation.connector == "postgres-cdc"]
     options = f"-c statement_timeout={STATEMENT_MILLISECONDS}"
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recs_platform.catalog import Product, add_products, ensure_catalog
+from recs_platform.catalog_carrier import carry_all, check_carried
 from recs_platform.errors import SourceError
 from recs_platform.events import TOPICS, Event, EventProducer
 from recs_platform.settings import Settings
@@ -81,7 +82,7 @@ def replay(
     servers = settings.require("kafka_bootstrap_servers")
     clicks = read_clicks(path, columns)
     items = {click.item for click in clicks}
-    added = _add_items(settings.require("postgres_url"), items, category) if add_missing_items else 0
+    added = _add_items(settings, items, category) if add_missing_items else 0
     ensure_topics(servers, TOPICS, settings.kafka_partitions)
     shift = _Shift(clicks[0].time, clicks[-1].time, time.time(), speed)
     _send(servers, clicks, shift, progress or (lambda *_: None))
@@ -195,6 +196,10 @@ def _seconds(text: str) -> float:
     raise ValueError(text)
 
 
-def _add_items(postgres_url: str, items: Iterable[str], category: str) -> int:
-    ensure_catalog(postgres_url)
-    return add_products(postgres_url, (Product(item, f"Item {item}", category) for item in sorted(items)))
+def _add_items(settings: Settings, items: Iterable[str], category: str) -> int:
+    check_carried(settings)
+    url = settings.require("postgres_url")
+    ensure_catalog(url)
+    added = add_products(url, (Product(item, f"Item {item}", category) for item in sorted(items)))
+    carry_all(settings)
+    return added

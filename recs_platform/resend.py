@@ -99,7 +99,7 @@ def resend(
     Raises `SourceError` (Kafka, PostgreSQL), `EngineError`, `PipelineError`. What was sent until then stays sent, and is not
     sent again.
     """
-    pipeline, report = Pipeline.load(settings.sql_dir), Report()
+    pipeline, report = Pipeline.of(settings), Report()
     with _alone(settings.require("postgres_url")) as connection, _judges(pipeline) as judge_of:
         if not dry_run:
             connection.execute(_TABLE)

@@ -16,6 +16,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from recs_platform.errors import SettingsError
+from recs_platform.kafka_address import KafkaAddress, hosts
+
+CDC, UPSERTS, DEBEZIUM, FILE = "cdc", "upserts", "debezium", "file"
+"""Where the catalog may come from: PostgreSQL, a topic of rows or of Debezium's changes, files."""
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 ENDPOINTS_FILE = "endpoints.json"
@@ -67,7 +71,8 @@ class Settings:
     kafka_bootstrap_servers: str = _setting(
         "RECS_KAFKA_BOOTSTRAP_SERVERS",
         "",
-        "your own Kafka instead of the embedded broker, host:port[,…]",
+        "your own Kafka instead of the embedded broker, host:port[,…], or sasl_ssl://user:password@host:port[,…]",
+        secret=True,
         endpoint=True,
     )
     postgres_url: str = _setting(
@@ -91,12 +96,22 @@ class Settings:
         secret=True,
         endpoint=True,
     )
+    catalog: str = _setting(
+        "RECS_CATALOG",
+        CDC,
+        "where the catalog comes from, a directory of sql/catalog: cdc (PostgreSQL), upserts or debezium (Kafka topics), file",
+    )
+    catalog_dir: Path = _setting(
+        "RECS_CATALOG_DIR",
+        lambda: project_root() / "catalog",
+        "where product_catalog.csv and customers.csv lie with RECS_CATALOG=file",
+    )
     engine: str = _setting("RECS_ENGINE", "local", "the stream engine: local, or risingwave")
     risingwave_url: str = _setting(
         "RECS_RISINGWAVE_URL", "", "your RisingWave, postgresql://root@127.0.0.1:4566/dev", secret=True, endpoint=True
     )
     risingwave_kafka: str = _setting(
-        "RECS_RISINGWAVE_KAFKA", "", "Kafka's address as your RisingWave sees it, where that is another"
+        "RECS_RISINGWAVE_KAFKA", "", "Kafka's address as your RisingWave sees it, where that is another", secret=True
     )
     risingwave_postgres_url: str = _setting(
         "RECS_RISINGWAVE_POSTGRES_URL",
@@ -169,6 +184,7 @@ class Settings:
             if environ.get(f.metadata["variable"])
         }
         settings = cls(**{**given, **overrides})
+        KafkaAddress.parse(settings.kafka_bootstrap_servers)
         running: dict[str, Any] = {
             name: value for name, value in _endpoints(settings.state_dir).items() if not getattr(settings, name)
         }
@@ -207,11 +223,15 @@ class Settings:
             redis_url=self.risingwave_redis_url or self.redis_url,
         )
 
+    def kafka_options(self) -> dict[str, str]:
+        """What a Kafka source of a RisingWave is told beside the servers. Holds secrets: never print it."""
+        return KafkaAddress.parse(self.kafka_bootstrap_servers).for_risingwave()
+
     def sql_variables(self) -> dict[str, str]:
         """What stands for each `${name}` in the SQL files, `version` excepted. Holds secrets: never print it."""
         postgres = urlsplit(self.postgres_url or "postgresql://recs@127.0.0.1:5432/shop")
         return {
-            "kafka_bootstrap_servers": self.kafka_bootstrap_servers,
+            "kafka_bootstrap_servers": hosts(self.kafka_bootstrap_servers),
             "redis_url": self.redis_url,
             "postgres_host": postgres.hostname or "127.0.0.1",
             "postgres_port": str(postgres.port or 5432),

@@ -18,9 +18,11 @@ import psycopg
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from recs_platform.catalog import Product, read_catalog, refused
+from recs_platform.catalog_carrier import CatalogTopics, is_in_topics
 from recs_platform.errors import RecsError, SourceError
 from recs_platform.events import TOPICS, USER_ACTIVITY, Event, EventProducer
-from recs_platform.settings import Settings
+from recs_platform.kafka_address import KafkaAddress
+from recs_platform.settings import FILE, Settings
 from recs_platform.shop import CatalogChange, Change, catalog, customers
 from recs_platform.shoppers import Simulator, history
 from recs_platform.signals import stopping_on
@@ -78,6 +80,8 @@ def simulate(
     with. `progress` is called about once a second. Needs the Kafka and PostgreSQL endpoints and a catalog with products
     in it: `SettingsError`, `SourceError` otherwise. Once it runs, it outlasts both going away and coming back.
     """
+    if settings.catalog == FILE:  # a file that is read as it is: nothing happens to it meanwhile
+        changes_per_minute = 0.0
     run = _Run(settings, stop, progress or (lambda _: None))
     products = run.catalog.read()
     ensure_topics(run.servers, TOPICS, settings.kafka_partitions)
@@ -112,8 +116,9 @@ class _Run:
 
     def __init__(self, settings: Settings, stop: Stop, report: Callable[[Progress], None]) -> None:
         self.servers = settings.require("kafka_bootstrap_servers")
-        self.catalog = _Catalog(settings.require("postgres_url"))
         self._producer = EventProducer(self.servers)
+        topics = CatalogTopics(settings, self._producer) if is_in_topics(settings) else None
+        self.catalog = _Catalog(settings.require("postgres_url"), topics)
         self._partitions = settings.kafka_partitions
         self._stop, self._report = stop, report
         self._begun = 0.0
@@ -185,8 +190,8 @@ class _Run:
 class _Catalog:
     """The catalog in PostgreSQL over one connection, opened again when it broke."""
 
-    def __init__(self, postgres_url: str) -> None:
-        self._url = postgres_url
+    def __init__(self, postgres_url: str, topics: CatalogTopics | None = None) -> None:
+        self._url, self._topics = postgres_url, topics
         self._connection: psycopg.Connection | None = None
 
     def read(self) -> list[Product]:
@@ -204,6 +209,8 @@ class _Catalog:
         except psycopg.Error as error:
             self.close()
             raise refused(self._url, error) from None
+        if self._topics:
+            self._topics.carry_product(change.product.product_id)
 
     def close(self) -> None:
         """Closes the connection; the next change opens another."""
@@ -237,13 +244,14 @@ def _statement(change: CatalogChange) -> tuple[str, tuple[object, ...]]:
 
 def _is_empty(servers: str, topic: str) -> bool:
     """Whether the topic holds no message. Raises `SourceError` when it cannot be told."""
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": "recs-simulator", "enable.auto.commit": False})
+    address = KafkaAddress.parse(servers)
+    consumer = Consumer(address.for_librdkafka() | {"group.id": "recs-simulator", "enable.auto.commit": False})
     try:
         partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
         ends = [consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10) for number in partitions]
         return all(low == high for low, high in ends)
     except KafkaException as error:
-        raise SourceError(f"Kafka at {servers}: topic {topic}: {error.args[0].str()}") from None
+        raise SourceError(f"Kafka at {address.servers}: topic {topic}: {error.args[0].str()}") from None
     finally:
         consumer.close()
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from recs_platform.errors import SourceError
+from recs_platform.kafka_address import KafkaAddress, hosts
 from recs_platform.topics import admin_client, describe, describe_topics, log_ends, log_starts
 
 SECONDS = 30.0
@@ -32,7 +33,7 @@ def spans(servers: str, topic: str) -> dict[int, Span]:
         partitions = [(topic, partition) for partition in (info.partitions if info else ())]
         first, following = log_starts(admin, partitions), log_ends(admin, partitions)
     except KafkaException as error:
-        raise SourceError(f"Kafka at {servers}: topic {topic}: {describe(error)}") from None
+        raise SourceError(f"Kafka at {hosts(servers)}: topic {topic}: {describe(error)}") from None
     return {at[1]: Span(first[at], following[at]) for at in partitions}
 
 
@@ -45,7 +46,7 @@ def read(servers: str, topic: str, parts: Mapping[int, Span], seconds: float = S
     """
     reader = Consumer(
         {
-            "bootstrap.servers": servers,
+            **KafkaAddress.parse(servers).for_librdkafka(),
             "group.id": "recs-reader",  # nothing is ever committed
             "enable.auto.commit": False,
             "enable.partition.eof": True,
@@ -61,12 +62,14 @@ def read(servers: str, topic: str, parts: Mapping[int, Span], seconds: float = S
             if error is None:
                 yield message
             elif error.code() != KafkaError._PARTITION_EOF:
-                raise SourceError(f"Kafka at {servers}: topic {topic}: {error.str()}")
+                raise SourceError(f"Kafka at {hosts(servers)}: topic {topic}: {error.str()}")
             if error is not None or (message.offset() or 0) + 1 >= parts[partition].next:
                 left.discard(partition)
             if not left:
                 until = min(until, time.monotonic() + QUIET_SECONDS)
         if left:
-            raise SourceError(f"Kafka at {servers}: topic {topic} was not read to its end within {seconds:.0f} s")
+            raise SourceError(
+                f"Kafka at {hosts(servers)}: topic {topic} was not read to its end within {seconds:.0f} s"
+            )
     finally:
         reader.close()

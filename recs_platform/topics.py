@@ -16,6 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]  # no __all__
 
 from recs_platform.errors import SourceError
+from recs_platform.kafka_address import KafkaAddress, hosts
 
 CREATE_SECONDS = 15.0
 REQUEST_SECONDS = 3.0
@@ -34,16 +35,19 @@ class TopicInfo:
 def admin_client(bootstrap_servers: str) -> AdminClient:
     """A client for the functions below; connects by itself, silently, as often as needed."""
     quiet: dict[str, str | int | float | bool] = {
-        "bootstrap.servers": bootstrap_servers,
+        **KafkaAddress.parse(bootstrap_servers).for_librdkafka(),
         "log_level": 0,
         "reconnect.backoff.max.ms": 500,
     }
     return AdminClient(quiet)
 
 
-def ensure_topics(bootstrap_servers: str, names: Iterable[str], partitions: int) -> None:
+def ensure_topics(
+    bootstrap_servers: str, names: Iterable[str], partitions: int, compacted: Collection[str] = ()
+) -> None:
     """Creates the topics that are missing, replicated as the broker's default says; existing ones stay as they are.
 
+    Those in `compacted` keep the newest message of each key, however old it is.
     Returns once the broker knows all of them. Raises `SourceError` when it does not within 15 seconds.
     """
     wanted, admin = tuple(names), admin_client(bootstrap_servers)
@@ -54,11 +58,13 @@ def ensure_topics(bootstrap_servers: str, names: Iterable[str], partitions: int)
             missing = [name for name in wanted if name not in found]
             if not missing:
                 return
-            _create(admin, missing, partitions)
+            _create(admin, missing, partitions, compacted)
         except KafkaException as error:
             why = describe(error)
         time.sleep(_RETRY_SECONDS)
-    raise SourceError(f"Kafka at {bootstrap_servers} has no topics {', '.join(wanted)} and did not create them: {why}")
+    raise SourceError(
+        f"Kafka at {hosts(bootstrap_servers)} has no topics {', '.join(wanted)} and did not create them: {why}"
+    )
 
 
 def topic_ids(bootstrap_servers: str, names: Iterable[str]) -> dict[str, str]:
@@ -66,7 +72,7 @@ def topic_ids(bootstrap_servers: str, names: Iterable[str]) -> dict[str, str]:
     try:
         found = describe_topics(admin_client(bootstrap_servers), tuple(names))
     except KafkaException as error:
-        raise SourceError(f"Kafka at {bootstrap_servers}: {describe(error)}") from error
+        raise SourceError(f"Kafka at {hosts(bootstrap_servers)}: {describe(error)}") from error
     return {name: info.incarnation for name, info in found.items()}
 
 
@@ -107,8 +113,16 @@ def describe(error: KafkaException) -> str:
     return "it does not answer" if reason.code() in _SILENCE else reason.str()
 
 
-def _create(admin: AdminClient, names: Collection[str], partitions: int) -> None:
-    wanted = [NewTopic(name, num_partitions=partitions, replication_factor=-1) for name in names]
+def _create(admin: AdminClient, names: Collection[str], partitions: int, compacted: Collection[str]) -> None:
+    wanted = [
+        NewTopic(
+            name,
+            num_partitions=partitions,
+            replication_factor=-1,
+            config={"cleanup.policy": "compact"} if name in compacted else {},
+        )
+        for name in names
+    ]
     for future in admin.create_topics(wanted, request_timeout=REQUEST_SECONDS).values():
         try:
             future.result()

@@ -2,7 +2,8 @@
 
     python -m recs_platform_tests.apache_kafka pytest recs_platform_tests/test_intake.py
 
-The command finds the broker in `RECS_TEST_KAFKA` (host:port). Needs `mvn` and Java 17 or later; Kafka is fetched from
+The command finds the broker in `RECS_TEST_KAFKA` (host:port), and the same with TLS and a password, by either
+mechanism, in `RECS_TEST_KAFKA_PLAIN` and `RECS_TEST_KAFKA_SCRAM`. Needs `openssl`, `mvn` and Java 17 or later; Kafka is fetched from
 Maven Central once (43 MB) and kept under ~/.cache (or $XDG_CACHE_HOME). The exit status is the command's own, 2
 when Kafka cannot be had.
 """
@@ -16,8 +17,10 @@ import sys
 import tempfile
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from recs_platform.errors import StackError
 from recs_platform.stack.broker import probe_kafka
@@ -25,6 +28,7 @@ from recs_platform.stack.process import running
 from recs_platform.stack.service import HOST, Service, free_port
 
 VERSION = "4.1.0"
+USER, PASSWORD = "recs", "a secret/with@signs"
 START_SECONDS = 60.0
 FETCH_SECONDS = 600.0
 COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
@@ -39,10 +43,16 @@ POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
 PROPERTIES = """process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{host}:{controller}
-listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller}
-advertised.listeners=PLAINTEXT://{host}:{port}
+listeners=PLAINTEXT://{host}:{port},SECURE://{host}:{secure},CONTROLLER://{host}:{controller}
+advertised.listeners=PLAINTEXT://{host}:{port},SECURE://{host}:{secure}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SECURE:SASL_SSL,CONTROLLER:PLAINTEXT
+listener.name.secure.ssl.keystore.type=PEM
+listener.name.secure.ssl.keystore.location={certificate}
+listener.name.secure.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
+listener.name.secure.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_{user}="{password}";
+listener.name.secure.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 log.dirs={logs}
 offsets.topic.replication.factor=1
 transaction.state.log.replication.factor=1
@@ -79,33 +89,81 @@ def _fetch(directory: Path) -> None:
     )
 
 
-def apache_kafka(directory: Path) -> Service:
+@dataclass(frozen=True)
+class ApacheKafka:
+    """A broker, and the variables that a command finds it by."""
+
+    service: Service
+    variables: Mapping[str, str]
+
+
+def apache_kafka(directory: Path) -> ApacheKafka:
     """A single KRaft broker and controller on loopback, its storage formatted in `directory`. Raises `StackError`."""
     port = free_port()
+    secure = free_port(but={port})
+    controller = free_port(but={port, secure})
+    authority, certificate = _certificate(directory)
     properties = directory / "server.properties"
     properties.write_text(
-        PROPERTIES.format(host=HOST, port=port, controller=free_port(but={port}), logs=directory / "data")
-    )
+        PROPERTIES.format(
+            host=HOST, port=port, secure=secure, controller=controller, logs=directory / "data",
+            certificate=certificate, user=USER, password=PASSWORD,
+        )
+    )  # fmt: skip
     java = [_program("java"), "-Xmx512m", "-cp", f"{jars()}/*"]
     cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    _run([*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)], START_SECONDS)
+    scram = f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]"
+    tool = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties), "--add-scram", scram]
+    _run(tool, START_SECONDS)
     servers = f"{HOST}:{port}"
-    return Service("apache-kafka", lambda: probe_kafka(servers), servers, (*java, "kafka.Kafka", str(properties)))
+    service = Service("apache-kafka", lambda: probe_kafka(servers), servers, (*java, "kafka.Kafka", str(properties)))
+    address = f"sasl_ssl://{USER}:{quote(PASSWORD)}@{HOST}:{secure}?ca={authority}"
+    variables = {
+        "RECS_TEST_KAFKA": servers,
+        "RECS_TEST_KAFKA_PLAIN": address,
+        "RECS_TEST_KAFKA_SCRAM": f"{address}&mechanism=SCRAM-SHA-512",
+    }
+    return ApacheKafka(service, variables)
+
+
+def _certificate(directory: Path) -> tuple[Path, Path]:
+    """One that signs itself for a day: a file to trust, and one with its key for the broker."""
+    key, authority, both = (directory / name for name in ("key.pem", "authority.pem", "broker.pem"))
+    subject = ["-subj", "/CN=recs", "-addext", f"subjectAltName=IP:{HOST}", "-days", "1", "-nodes"]
+    _run(
+        [
+            _program("openssl"),
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            *subject,
+            "-keyout",
+            str(key),
+            "-out",
+            str(authority),
+        ],
+        60,
+    )
+    both.write_text(key.read_text() + authority.read_text())
+    return authority, both
 
 
 def run_against_kafka(command: Sequence[str]) -> int:
     """Runs the command while the broker runs; returns its exit status. Raises `StackError` when there is no broker."""
     with tempfile.TemporaryDirectory(prefix="recs-kafka-") as scratch:
-        service = apache_kafka(Path(scratch))
-        with running(service, Path(scratch), START_SECONDS):
-            print(f"Apache Kafka {VERSION} answers at {service.url}", file=sys.stderr)
-            return subprocess.run(command, env={**os.environ, "RECS_TEST_KAFKA": service.url}, check=False).returncode
+        kafka = apache_kafka(Path(scratch))
+        with running(kafka.service, Path(scratch), START_SECONDS):
+            print(f"Apache Kafka {VERSION} answers at {kafka.service.url}", file=sys.stderr)
+            return subprocess.run(command, env={**os.environ, **kafka.variables}, check=False).returncode
 
 
 def _program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        raise StackError(f"{name} is not on the PATH: Apache Kafka is fetched with Maven and runs on Java 17 or later")
+        raise StackError(
+            f"{name} is not on the PATH: wanted are Maven, which fetches Kafka, Java 17 or later, and openssl"
+        )
     return found
 
 

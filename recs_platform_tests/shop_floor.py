@@ -12,34 +12,40 @@ from typing import Any
 import psycopg
 import redis
 
-from recs_platform.catalog import ensure_catalog
+from recs_platform.catalog import Customer, Product, ensure_catalog, read_catalog, read_customers
+from recs_platform.catalog_carrier import CatalogTopics, write_files
 from recs_platform.engines.local.database import Database
 from recs_platform.engines.local.engine import Engine
 from recs_platform.events import EventProducer
+from recs_platform.pipeline import Pipeline
 from recs_platform.serving import keys
-from recs_platform.settings import Settings, default_sql_dir
+from recs_platform.settings import CDC, FILE, Settings
 from recs_platform.stack.process import wait_until
 from recs_platform.topics import ensure_topics
 from recs_platform_tests.oracle import Message, Oracle
-
-TOPICS = ("user_activity", "purchases")
+from recs_platform_tests.sql_copies import sql_copy
 
 
 class Shop:
     """Sends, changes, waits and reads; `log` is what was sent, for the oracle."""
 
-    def __init__(self, directory: Path, kafka: str, postgres: str, redis_url: str, prefix: str) -> None:
+    def __init__(
+        self, directory: Path, kafka: str, postgres: str, redis_url: str, prefix: str, catalog: str = CDC
+    ) -> None:
         self.kafka, self.postgres, self.redis_url, self.prefix = kafka, postgres, redis_url, prefix
         self.settings = Settings(
-            state_dir=directory / "state", sql_dir=_own_topics(directory / "sql", prefix), kafka_bootstrap_servers=kafka,
-            postgres_url=postgres, redis_url=redis_url, replication_slot=f"{prefix}slot", publication=f"{prefix}pub")  # fmt: skip
+            state_dir=directory / "state", sql_dir=_own_topics(directory / "sql", prefix, catalog),
+            kafka_bootstrap_servers=kafka, postgres_url=postgres, redis_url=redis_url, replication_slot=f"{prefix}slot",
+            publication=f"{prefix}pub", catalog=catalog, catalog_dir=directory / "catalog")  # fmt: skip
         self.log: list[Message] = []
         self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self.redis = redis.Redis.from_url(redis_url, decode_responses=True)
         self.database: Database | None = None
         self.engine: Engine | None = None
-        ensure_topics(kafka, [prefix + t for t in TOPICS], 3)
+        ensure_topics(kafka, Pipeline.of(self.settings).topics, 3)
         ensure_catalog(postgres)
+        self._carried: dict[str | int, Product | Customer] = {}
+        self._carry()
 
     def open(self) -> Engine:
         """Starts the engine on its file, as after any end of the process before."""
@@ -70,6 +76,32 @@ class Shop:
     def sql(self, statement: str, *params: object) -> None:
         with psycopg.connect(self.postgres, autocommit=True) as connection:
             connection.execute(statement, params or None)  # type: ignore[arg-type]
+        self._carry()
+
+    def _carry(self) -> None:
+        """What has become of the catalog goes where the engine reads it."""
+        if self.settings.catalog == CDC:
+            return
+        products, customers = read_catalog(self.postgres), read_customers(self.postgres)
+        if self.settings.catalog == FILE:
+            fresh = self.settings.state_dir / "fresh"
+            write_files(fresh, products, customers)
+            self.settings.catalog_dir.mkdir(exist_ok=True)
+            for path in fresh.iterdir():
+                path.replace(self.settings.catalog_dir / path.name)
+            return
+        now: dict[str | int, Product | Customer] = {p.product_id: p for p in products} | {
+            c.user_id: c for c in customers
+        }
+        with EventProducer(self.kafka) as producer:
+            topics = CatalogTopics(self.settings, producer)
+            for key, row in self._carried.items():
+                if key not in now:
+                    topics.take_away(type(row), key)
+            for key, row in now.items():
+                if self._carried.get(key) != row:
+                    topics.put(row)
+        self._carried = now
 
     def settle(self, seconds: float = 30.0) -> None:
         """Rounds until all that was sent and changed is in Redis."""
@@ -167,12 +199,6 @@ def assert_lists_are_right(shop: Shop) -> None:
     assert lists == shop.oracle().recommendations()
 
 
-def _own_topics(directory: Path, prefix: str) -> Path:
+def _own_topics(directory: Path, prefix: str, catalog: str) -> Path:
     """`sql/` with topics of this test's own, since the broker is shared."""
-    directory.mkdir(parents=True)
-    for path in default_sql_dir().rglob("*.sql"):
-        text = path.read_text()
-        for topic in TOPICS:
-            text = text.replace(f"topic = '{topic}'", f"topic = '{prefix}{topic}'")
-        (directory / path.name).write_text(text)
-    return directory
+    return sql_copy(directory, lambda _, text: text.replace("topic = '", f"topic = '{prefix}"), catalog=catalog)

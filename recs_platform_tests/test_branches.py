@@ -15,6 +15,7 @@ from recs_platform.engines.local.database import Database
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import default_sql_dir
 from recs_platform_tests.feeding import Feeder, Written, differences, utc
+from recs_platform_tests.sql_copies import sql_copy
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -134,10 +135,7 @@ def test_killed_within_a_tick_nothing_is_lost_or_doubled(
 
 
 def edited_pipeline(directory: Path) -> Pipeline:
-    directory.mkdir()
-    for path in default_sql_dir().rglob("*.sql"):
-        (directory / path.name).write_text(path.read_text().replace("rank <= 10", "rank <= 2"))
-    return Pipeline.load(directory)
+    return Pipeline.load(sql_copy(directory, lambda _, text: text.replace("rank <= 10", "rank <= 2")))
 
 
 def test_a_part_that_fails_is_done_before_the_next_tick(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.plan import make_plan
 from recs_platform.serving import keys
 from recs_platform.settings import default_sql_dir
+from recs_platform_tests.sql_copies import sql_copy
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +25,12 @@ def standing() -> Pipeline:
 
 def edited(directory: Path, name: str, old: str, new: str) -> Pipeline:
     """`sql/` with one edit."""
-    for path in default_sql_dir().rglob("*.sql"):
-        text = path.read_text()
-        if path.stem == name:
-            assert old in text
-            text = text.replace(old, new)
-        (directory / path.name).write_text(text)
-    return Pipeline.load(directory)
+
+    def edit(relation: str, text: str) -> str:
+        assert relation != name or old in text
+        return text.replace(old, new) if relation == name else text
+
+    return Pipeline.load(sql_copy(directory, edit))
 
 
 def found(before: Pipeline, after: Pipeline, capabilities: Capabilities = LOCAL) -> dict[str, Change]:
@@ -71,10 +70,10 @@ def test_a_field_the_serving_library_reads_is_gone(standing: Pipeline, tmp_path:
 
 
 def test_a_column_that_is_gone_and_followed_breaks_nothing(standing: Pipeline, tmp_path: Path) -> None:
-    shutil.copytree(default_sql_dir(), tmp_path, dirs_exist_ok=True)
+    sql_copy(tmp_path)
     for name, old, new in (
-        ("tables/product_catalog", "price DOUBLE", "cost DOUBLE"),
-        ("sinks/products_sink", "price, ", "cost AS price, "),
+        ("product_catalog", "price DOUBLE", "cost DOUBLE"),
+        ("products_sink", "price, ", "cost AS price, "),
     ):
         path = tmp_path / f"{name}.sql"
         path.write_text(path.read_text().replace(old, new))

@@ -24,6 +24,7 @@ from recs_platform.pipeline import Pipeline
 from recs_platform.resend import Fix, Report, resend
 from recs_platform.settings import default_sql_dir
 from recs_platform_tests.shop_floor import Shop, eventually
+from recs_platform_tests.sql_copies import sql_copy
 from recs_platform_tests.test_contract import local
 
 NOW = datetime.now(UTC)
@@ -208,9 +209,7 @@ def test_labels_are_those_of_the_sql() -> None:
 
 
 def test_a_dead_letters_file_that_cannot_be_understood(tmp_path: Path) -> None:
-    for path in default_sql_dir().rglob("*.sql"):
-        text = path.read_text()
-        (tmp_path / path.name).write_text(text.replace("'purchases' AS topic", "LOWER('x') AS topic"))
+    sql_copy(tmp_path, lambda _, text: text.replace("'purchases' AS topic", "LOWER('x') AS topic"))
     with pytest.raises(PipelineError, match="each SELECT names its topic in a literal"):
         origins(Pipeline.load(tmp_path))
 

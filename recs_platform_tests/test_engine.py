@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ import pytest
 import redis
 
 from recs_platform.engines.local import engine as engine_module
+from recs_platform.engines.local.intake import KafkaIntake
 from recs_platform.errors import EngineError, RecsError, SourceError
 from recs_platform.events import Event, encode, topic_of
 from recs_platform.serving.store import RecommendationStore
+from recs_platform.settings import CDC, DEBEZIUM, FILE, UPSERTS
 from recs_platform.shop import catalog, customers
 from recs_platform.shoppers import history
 from recs_platform_tests.feeding import utc
@@ -27,8 +30,15 @@ USERS = 40
 
 
 @pytest.fixture
-def shop(tmp_path: Path, kafka_servers: str, postgres_url: str, redis_url: str, topic_prefix: str) -> Iterator[Shop]:
-    shop = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix)
+def shop(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    kafka_servers: str,
+    postgres_url: str,
+    redis_url: str,
+    topic_prefix: str,
+) -> Iterator[Shop]:
+    shop = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix, getattr(request, "param", CDC))
     for product in catalog(7, 60):
         shop.sql(
             "INSERT INTO product_catalog (product_id, name, category, price, in_stock) VALUES (%s, %s, %s, %s, true)",
@@ -54,6 +64,7 @@ def everybody_acts(shop: Shop) -> None:
         {"event_type": "page_view", "user_id": u, "product_id": "product_1", "timestamp": now} for u in range(1, USERS + 1)])  # fmt: skip
 
 
+@pytest.mark.parametrize("shop", [CDC, UPSERTS, DEBEZIUM, FILE], indirect=True)
 def test_a_day_of_traffic_with_catalog_changes(shop: Shop) -> None:
     shop.open()
     events = day_of_traffic(3_000)
@@ -83,6 +94,27 @@ def test_a_day_of_traffic_with_catalog_changes(shop: Shop) -> None:
     shop.settle()
     assert_redis_is_right(shop)
     assert_lists_are_right(shop)
+
+
+@pytest.mark.parametrize("variable", ["RECS_TEST_KAFKA_PLAIN", "RECS_TEST_KAFKA_SCRAM"])
+def test_a_kafka_with_tls_and_a_password(
+    variable: str, tmp_path: Path, postgres_url: str, redis_url: str, topic_prefix: str
+) -> None:
+    address = os.environ.get(variable)
+    if not address:
+        pytest.skip(f"the embedded broker has neither: `make test-kafka` sets {variable}")
+    shop = Shop(tmp_path, address, postgres_url, redis_url, topic_prefix, UPSERTS)
+    shop.sql("INSERT INTO product_catalog (product_id, name) VALUES ('product_1', 'x')")
+    shop.open()
+    send(shop, day_of_traffic(300))
+    shop.settle()
+    assert_redis_is_right(shop)
+    refused = address.replace("a%20secret", "another")
+    intake = KafkaIntake(refused, ["user_activity"], 100)
+    problem = intake.poll(1.0).problem
+    assert problem is not None
+    assert "another" not in problem
+    shop.close()
 
 
 def test_a_backlog_is_not_written_tick_by_tick(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,8 +104,8 @@ def topics(kafka_servers: str, topic_prefix: str) -> Pipeline:
     """The pipeline over topics of the test's own."""
     ensure_topics(kafka_servers, [topic_prefix + "user_activity", topic_prefix + "purchases"], 2)
     texts = {
-        path.stem: path.read_text().replace("topic = '", f"topic = '{topic_prefix}")
-        for path in default_sql_dir().rglob("*.sql")
+        relation.name: relation.text.replace("topic = '", f"topic = '{topic_prefix}")
+        for relation in Pipeline.load(default_sql_dir())
     }
     return Pipeline.of_texts(texts)
 

@@ -20,6 +20,7 @@ from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import default_sql_dir
 from recs_platform_tests.feeding import Feeder, Written, differences, utc
+from recs_platform_tests.sql_copies import sql_copy
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 PRODUCTS = [f"p{i}" for i in range(8)]
@@ -334,8 +335,7 @@ def ranking(**change: str) -> str:
     ],
 )
 def test_a_ranking_is_kept_by_itself_where_what_it_keeps_tells_enough(tmp_path: Path, query: str, mode: Mode) -> None:
-    for path in default_sql_dir().rglob("*.sql"):
-        (tmp_path / path.name).write_text(path.read_text())
+    sql_copy(tmp_path)
     (tmp_path / "ranking.sql").write_text(f"CREATE MATERIALIZED VIEW ranking AS {query};")
     pipeline = Pipeline.load(tmp_path)
     assert analyse(pipeline["ranking"], pipeline).mode == mode
@@ -378,9 +378,7 @@ def test_incremental_equals_full_for_other_shapes_of_query(
 @pytest.fixture(scope="module")
 def wider(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """The pipeline with a view more for each shape of query."""
-    directory = tmp_path_factory.mktemp("sql")
-    for path in default_sql_dir().rglob("*.sql"):
-        (directory / path.name).write_text(path.read_text())
+    directory = sql_copy(tmp_path_factory.mktemp("sql"))
     for name, query in VARIANTS.items():
         (directory / f"{name}.sql").write_text(f"CREATE MATERIALIZED VIEW {name} AS {query};")
     return Pipeline.load(directory)
@@ -399,8 +397,7 @@ def wider(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     ],
 )
 def test_what_cannot_be_kept_right_is_refused(tmp_path: Path, query: str, reason: str) -> None:
-    for path in default_sql_dir().rglob("*.sql"):
-        (tmp_path / path.name).write_text(path.read_text())
+    sql_copy(tmp_path)
     (tmp_path / "refused.sql").write_text(f"CREATE MATERIALIZED VIEW refused AS {query};")
     database = Database()
     with pytest.raises(UnsupportedSql, match=reason) as raised:

@@ -12,7 +12,9 @@ from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.errors import PipelineError
 from recs_platform.pipeline import Kind, Pipeline, render
 from recs_platform.plan import Action, make_plan
-from recs_platform.settings import Settings, default_sql_dir
+from recs_platform.settings import CDC, DEBEZIUM, FILE, UPSERTS, Settings, default_sql_dir
+
+CATALOGS = (CDC, UPSERTS, DEBEZIUM, FILE)
 
 SOURCE = """CREATE SOURCE clicks (payload BYTEA)
 INCLUDE partition AS kafka_partition INCLUDE offset AS kafka_offset INCLUDE timestamp AS received_at
@@ -38,7 +40,23 @@ def refused(directory: Path, **files: str) -> str:
 
 
 def test_every_file_is_one_relation_named_as_its_stem(pipeline: Pipeline) -> None:
-    assert set(pipeline.relations) == {path.stem for path in default_sql_dir().rglob("*.sql")}
+    assert all(relation.path.stem == relation.name for relation in pipeline)
+
+
+@pytest.mark.parametrize("catalog", CATALOGS)
+def test_the_catalog_comes_from_one_place_and_all_else_reads_it_alike(pipeline: Pipeline, catalog: str) -> None:
+    other = Pipeline.load(default_sql_dir(), catalog)
+    of_it = {path.stem for path in (default_sql_dir() / "catalog" / catalog).iterdir()}
+    everywhere = {path.stem for path in default_sql_dir().rglob("*.sql") if "catalog" not in path.parts[-3:-1]}
+    assert set(other.relations) == everywhere | of_it
+    for name in ("product_catalog", "customers"):
+        assert [(c.name, c.type) for c in other[name].columns] == [(c.name, c.type) for c in pipeline[name].columns]
+    assert {name: other[name].text for name in everywhere} == {name: pipeline[name].text for name in everywhere}
+
+
+def test_a_catalog_from_nowhere_is_refused() -> None:
+    with pytest.raises(PipelineError, match="RECS_CATALOG=mysql: .* there are cdc, debezium, file, upserts"):
+        Pipeline.load(default_sql_dir(), "mysql")
 
 
 def test_files_that_read_the_same_are_read_once(tmp_path: Path) -> None:
@@ -49,7 +67,7 @@ def test_files_that_read_the_same_are_read_once(tmp_path: Path) -> None:
 
 def test_folders_are_kinds(pipeline: Pipeline) -> None:
     for relation in pipeline:
-        assert relation.path.parent.name == f"{relation.kind}s"
+        assert relation.path.parent.name in (f"{relation.kind}s", "cdc")
 
 
 def test_upstreams_come_first(pipeline: Pipeline) -> None:

@@ -18,11 +18,18 @@ import redis
 from recs_platform import applying
 from recs_platform.deployment import VersionId, physical_name
 from recs_platform.engines import risingwave
-from recs_platform.engines.risingwave import RisingWaveEngine, publication, statement, without_secrets
+from recs_platform.engines.risingwave import (
+    RisingWaveEngine,
+    check_licence,
+    differences,
+    publication,
+    statement,
+    without_secrets,
+)
 from recs_platform.errors import EngineError, PipelineError, QueryError
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.serving import keys
-from recs_platform.settings import Settings, default_sql_dir
+from recs_platform.settings import CDC, DEBEZIUM, FILE, UPSERTS, Settings, default_sql_dir
 
 SETTINGS = Settings.load(
     {
@@ -272,11 +279,15 @@ def cluster(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         catalog, made = Catalog(connection), list[str]()
         monkeypatch.setattr(risingwave.psycopg, "connect", lambda *_, **__: catalog)
         monkeypatch.setattr(risingwave, "_postgres_major", lambda url: 17)
-        monkeypatch.setattr(risingwave, "ensure_topics", lambda servers, names, partitions: made.extend(names))
+        monkeypatch.setattr(
+            risingwave, "ensure_topics", lambda servers, names, partitions, compacted: made.extend(names)
+        )
         monkeypatch.setattr(risingwave, "ensure_catalog", lambda url: made.append("catalog"))
         monkeypatch.setattr(risingwave, "_count_in_postgres", lambda url, table: 0)
         monkeypatch.setattr(applying, "BETWEEN_LOOKS", 0.0)
-        monkeypatch.setattr(RisingWaveEngine, "sink_keys", lambda *_: pa.table({"key": pa.array([], pa.string())}))
+        no_keys = pa.table({"key": pa.array([], pa.string())})
+        monkeypatch.setattr(RisingWaveEngine, "sink_keys", lambda *_: no_keys)
+        monkeypatch.setattr(RisingWaveEngine, "rows_of", lambda *_: no_keys)
         with RisingWaveEngine(settings) as engine:
             yield Cluster(catalog, engine, connection, made)
 
@@ -393,3 +404,22 @@ def test_rows_are_counted_in_postgresql(postgres_url: str) -> None:
         connection.execute('CREATE TABLE IF NOT EXISTS "odd name".things AS SELECT 1 AS x UNION ALL SELECT 2')
         assert risingwave._count_in_postgres(postgres_url, "odd name.things") == 2
         connection.execute('DROP SCHEMA "odd name" CASCADE')
+
+
+def test_a_table_is_brought_in_step_with_its_file_by_what_differs_alone() -> None:
+    there = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}, {"id": 3, "name": "c"}]
+    wanted = [{"id": 2, "name": "b"}, {"id": 3, "name": None}, {"id": 4, "name": "d"}]
+    assert differences(("id",), there, wanted) == ([(1,)], [(3, None), (4, "d")])
+    assert differences(("id",), wanted, wanted) == ([], [])
+
+
+@pytest.mark.parametrize("catalog", [CDC, UPSERTS, DEBEZIUM, FILE])
+def test_wherever_the_catalog_comes_from_the_statements_name_physical_relations(catalog: str) -> None:
+    pipeline = Pipeline.load(default_sql_dir(), catalog)
+    targets = {relation.name: VersionId(relation.fingerprint) for relation in pipeline}
+    for relation in pipeline:
+        sent = without_comments(statement(relation, targets, SETTINGS))
+        assert "${" not in sent
+        for name in (relation.name, *relation.upstreams):
+            assert physical_name(name, targets[name]) in sent
+        check_licence(relation)

@@ -30,7 +30,7 @@ def measure(session: Session) -> Section:
 
 def _views(stack: Preloaded) -> list[str]:
     """The materialized ones, in the order they read each other."""
-    pipeline = Pipeline.load(stack.engine.settings.sql_dir)
+    pipeline = Pipeline.of(stack.engine.settings)
     return [relation.name for relation in pipeline if relation.kind is Kind.VIEW and relation.is_materialized]
 
 

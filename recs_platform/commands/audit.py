@@ -49,7 +49,7 @@ def audit(context: click.Context, sinks: tuple[str, ...], repair: bool, as_json:
 
 
 def _audits(settings: Settings, names: tuple[str, ...]) -> list[Audit]:
-    pipeline = Pipeline.load(settings.sql_dir)
+    pipeline = Pipeline.of(settings)
     known = [sink.name for sink in pipeline.of_kind(Kind.SINK)]
     if unknown := sorted(set(names) - set(known)):
         raise SettingsError(f"no such sink: {', '.join(unknown)}; there are {', '.join(known)}")

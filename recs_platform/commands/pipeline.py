@@ -94,11 +94,13 @@ class Findings:
     @classmethod
     def of(cls, engine: StreamEngine, rebuild: Iterable[str]) -> Findings:
         settings = Settings.load()
-        wanted = Pipeline.load(settings.sql_dir)
+        wanted = Pipeline.of(settings)
         made = engine.plan(rebuild)
         meaning = changes(made, engine.deployed_pipeline(), wanted, engine.capabilities)
+        tables = {copy.options["table"] for copy in copies(wanted)}
+        if not tables:
+            return cls(made, meaning, [])
         try:
-            tables = {copy.options["table"] for copy in copies(wanted)}
             return cls(made, meaning, drifts(wanted, read_columns(settings.require("postgres_url"), tables)))
         except RecsError as error:
             return cls(made, meaning, [], str(error))
@@ -133,7 +135,7 @@ def sql(name: str | None, secrets: bool) -> None:
     """
     with reported():
         settings = Settings.load()
-        pipeline = Pipeline.load(settings.sql_dir)
+        pipeline = Pipeline.of(settings)
         for relation in [pipeline[name]] if name else pipeline:
             click.echo(_filled(relation, settings, secrets).rstrip() + "\n")
 
@@ -168,9 +170,11 @@ class Watched:
 
 def _filled(relation: Relation, settings: Settings, secrets: bool) -> str:
     variables = settings.sql_variables() | {"version": relation.fingerprint}
+    kafka = settings.kafka_options()
     if not secrets:
         variables |= {"postgres_password": "***", "redis_url": settings.shown("redis_url")}
-    return render(relation.text, variables)
+        kafka |= {name: "***" for name in kafka if name.endswith("password")}
+    return render(relation.text, variables, kafka)
 
 
 def show(plan: Plan, meaning: list[Change], console: Console) -> None:

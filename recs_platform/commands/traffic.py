@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from recs_platform import catalog as catalogs
 from recs_platform import replay as replays
 from recs_platform import simulator
+from recs_platform.catalog_carrier import carry_all, check_carried
 from recs_platform.commands.reporting import reported
 from recs_platform.settings import Settings
 
@@ -97,20 +98,25 @@ def replay(
 
 @click.group()
 def catalog() -> None:
-    """The products of the shop, in PostgreSQL."""
+    """The products of the shop."""
 
 
 @catalog.command()
 @click.argument("file", type=_FILE)
 def load(file: Path) -> None:
-    """Add and update products from FILE: CSV, TSV or JSON Lines, plain or gzip.
+    """Add and update products in PostgreSQL from FILE: CSV, TSV or JSON Lines, plain or gzip.
 
     It names its columns: product_id and name, and any of category, price, description, image_url and in_stock. Columns
     it does not have keep their values. All of the file is loaded or, when a line is wrong, nothing.
     """
     with reported():
-        done = catalogs.load_catalog(file, Settings.load().require("postgres_url"))
+        settings = Settings.load()
+        check_carried(settings)
+        done = catalogs.load_catalog(file, settings.require("postgres_url"))
+        sent = carry_all(settings)
     click.echo(f"{done.added:,} products added, {done.changed:,} changed, {done.unchanged:,} as they were.")
+    if sent:
+        click.echo(f"{sent:,} rows of PostgreSQL sent to the topics the catalog comes from.")
     if done.ignored_columns:
         click.echo(f"Columns left out, the catalog has none of that name: {', '.join(done.ignored_columns)}.", err=True)
 

@@ -19,7 +19,7 @@ EVERY = 30  # seconds between looks
 AT_LEAST_EVERY = 3600  # seconds between evaluations that say the same
 CHECK = "catalog_schema"
 NEXT = (
-    "Undo the change in PostgreSQL, or follow it in sql/tables/ and what reads it, then `recs plan` and `recs apply` (or "
+    "Undo the change in PostgreSQL, or follow it in sql/catalog/cdc/ and what reads it, then `recs plan` and `recs apply` (or "
     "materialize what has changed). Until then the local engine takes in no change of the catalog, and a RisingWave goes on "
     "with NULL. RECS_FOLLOW_BREAKING_CHANGES=true goes on with NULL on both and has the affected relations built anew at once."
 )
@@ -27,7 +27,9 @@ NEXT = (
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    pipeline = Pipeline.load(Settings.load().sql_dir)
+    pipeline = Pipeline.of(Settings.load())
+    if not copies(pipeline):  # the catalog comes from topics or files
+        return dg.Definitions()
     return dg.Definitions(asset_checks=[checks(pipeline)], sensors=[watcher(pipeline)])
 
 

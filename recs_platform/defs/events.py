@@ -21,7 +21,7 @@ CHECK = "event_drift"
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    pipeline = Pipeline.load(Settings.load().sql_dir)
+    pipeline = Pipeline.of(Settings.load())
     return dg.Definitions(asset_checks=[checks(pipeline)], sensors=[watcher(pipeline)])
 
 

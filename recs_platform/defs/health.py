@@ -28,7 +28,7 @@ REDIS_ENGINE_SECONDS = 20.0
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    pipeline = Pipeline.load(Settings.load().sql_dir)
+    pipeline = Pipeline.of(Settings.load())
     both = [freshness_checks(pipeline), redis_checks(pipeline)]
     job = dg.define_asset_job(
         "freshness_check",

@@ -19,7 +19,7 @@ EVERY = 30  # seconds between looks
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    pipeline = Pipeline.load(Settings.load().sql_dir)
+    pipeline = Pipeline.of(Settings.load())
     return dg.Definitions(sensors=[observer(pipeline, [node.key for node in Lineage.of(pipeline)])])
 
 

@@ -32,7 +32,7 @@ class Deploy(dg.Config):
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    pipeline = Pipeline.load(Settings.load().sql_dir)
+    pipeline = Pipeline.of(Settings.load())
     lineage = Lineage.of(pipeline)
     outside = [asset_spec(node, lineage) for node in lineage if node.relation is None]
     return dg.Definitions(
@@ -144,7 +144,7 @@ def _check_nobody_has_gone_back(engine: StreamEngine) -> None:
 
 def _check_nothing_breaks(engine: StreamEngine, rebuild: Collection[str]) -> None:
     plan = engine.plan(rebuild)
-    wanted = Pipeline.load(Settings.load().sql_dir)
+    wanted = Pipeline.of(Settings.load())
     meaning = changes(plan, engine.deployed_pipeline(), wanted, engine.capabilities)
     if broken := [f"{change.name}: {what}" for change in meaning for what in change.breaks]:
         raise dg.Failure(

@@ -28,6 +28,7 @@ from sqlglot.tokens import Tokenizer
 from recs_platform.applying import Applier, locked, replacements
 from recs_platform.capabilities import Capabilities
 from recs_platform.catalog import connected, ensure_catalog
+from recs_platform.catalog_file import find_file, typed_rows
 from recs_platform.columns import DIALECT
 from recs_platform.deployment import (
     Deployment,
@@ -134,14 +135,17 @@ class RisingWaveEngine:
 
     def plan(self, rebuild: Iterable[str] = ()) -> Plan:
         """What `apply` would do. Raises what `check` raises."""
-        return self._planned(Pipeline.load(self.settings.sql_dir), rebuild)
+        return self._planned(Pipeline.of(self.settings), rebuild)
 
     def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None) -> Plan:
         """Carries the plan out, telling how far each step is; nobody else can meanwhile."""
-        pipeline = Pipeline.load(self.settings.sql_dir)
+        pipeline = Pipeline.of(self.settings)
         with locked(self._redis):
             plan = self._planned(pipeline, rebuild)
             Applier(self, self._redis, self.settings.grace_seconds, tell).apply(pipeline, plan)
+            for relation in pipeline:
+                if relation.is_from_file:
+                    self._take_in_file(relation, plan.targets[relation.name])
         return plan
 
     def roll_back(self, tell: Tell | None = None) -> Plan:
@@ -213,7 +217,7 @@ class RisingWaveEngine:
             if v.is_live
         ]
         building = {v.physical_name: v.progress for v in deployment.versions if not v.is_whole}
-        wanted = {r.name: r.fingerprint for r in Pipeline.load(self.settings.sql_dir)}
+        wanted = {r.name: r.fingerprint for r in Pipeline.of(self.settings)}
         gone_back = any(
             v.replaced_at is not None and not v.is_live and wanted.get(v.name) == v.id.fingerprint
             for v in deployment.versions
@@ -241,8 +245,11 @@ class RisingWaveEngine:
 
     def sink_keys(self, sink: Relation, targets: Mapping[str, VersionId]) -> pa.Table:
         """The keys a sink's query gives now: the column `key`."""
-        query = render(sink.statement.query_renamed(physical_names(targets)), {"version": str(targets[sink.name])})
-        return self.query(f"SELECT key FROM ({query}) AS documents")
+        return self.query(f"SELECT key FROM ({_query_of(sink, targets)}) AS documents")
+
+    def rows_of(self, sink: Relation, targets: Mapping[str, VersionId], among: Sequence[str]) -> pa.Table:
+        """Those of these keys that a sink's query gives now, with all its columns."""
+        return self.query(f"SELECT * FROM ({_query_of(sink, targets)}) AS documents WHERE key = ANY($1)", [list(among)])
 
     def sink_rows(self, sink: str, count: int | None = None, among: Sequence[str] | None = None) -> pa.Table:
         """See `StreamEngine.sink_rows`; some are the first that its query gives."""
@@ -282,7 +289,8 @@ class RisingWaveEngine:
     def prepare(self, pipeline: Pipeline) -> None:
         """Creates topics and catalog tables that are missing, and sets how often the cluster makes changes visible."""
         settings = self.settings
-        ensure_topics(settings.require("kafka_bootstrap_servers"), pipeline.topics, settings.kafka_partitions)
+        keyed = {topic for topic, source in pipeline.topics.items() if source.is_keyed}
+        ensure_topics(settings.require("kafka_bootstrap_servers"), pipeline.topics, settings.kafka_partitions, keyed)
         if any("table" in relation.options for relation in pipeline):
             ensure_catalog(settings.require("postgres_url"))
         wanted = str(self.settings.barrier_interval_ms)
@@ -300,11 +308,29 @@ class RisingWaveEngine:
         self._do("WAIT")
 
     def filling(self, relation: Relation, version: VersionId) -> tuple[int, int] | None:
-        """Of a table of PostgreSQL: the rows it has here, and there; None for what has none to wait for."""
+        """Of a table of PostgreSQL: the rows it has here, and there; None for what has none to wait for.
+
+        A table of a file is filled from it. Raises `SourceError` where the file is not as it should be.
+        """
+        if relation.is_from_file:
+            self._take_in_file(relation, version)
         if "table" not in relation.options:
             return None
         here = self._rows(f"SELECT COUNT(*) AS rows FROM {physical_name(relation.name, version)}")[0]["rows"]
         return int(here), _count_in_postgres(self.settings.require("postgres_url"), relation.options["table"])
+
+    def _take_in_file(self, relation: Relation, version: VersionId) -> None:
+        """Brings a table in step with its file, telling the rows that differ alone."""
+        physical, columns = physical_name(relation.name, version), ", ".join(c.name for c in relation.columns)
+        wanted = typed_rows(find_file(self.settings.catalog_dir, relation.name), relation.columns, relation.key)
+        gone, changed = differences(relation.key, self._rows(f"SELECT {columns} FROM {physical}"), wanted)
+        same = " AND ".join(f"{column} = %s" for column in relation.key)
+        marks = ", ".join(["%s"] * len(relation.columns))
+        with self._translated(EngineError), self._connection.cursor() as cursor:
+            cursor.executemany(f"DELETE FROM {physical} WHERE {same}".encode(), gone)
+            # a row whose key is there already takes its place
+            cursor.executemany(f"INSERT INTO {physical} ({columns}) VALUES ({marks})".encode(), changed)
+            cursor.execute(b"FLUSH")
 
     def publish(self, name: str, version: VersionId) -> None:
         """Lets the public name stand for a version, in one step for whoever reads it."""
@@ -367,7 +393,12 @@ def statement(relation: Relation, targets: Mapping[str, VersionId], settings: Se
         # two versions of a source stand side by side for a while, and one slot has one reader
         "replication_slot": slot_name(settings.replication_slot, version),
     }
-    return render(relation.statement.renamed(physical_names(targets)), variables).rstrip().rstrip(";")
+    text = relation.statement.renamed(physical_names(targets))
+    return render(text, variables, settings.kafka_options()).rstrip().rstrip(";")
+
+
+def _query_of(sink: Relation, targets: Mapping[str, VersionId]) -> str:
+    return render(sink.statement.query_renamed(physical_names(targets)), {"version": str(targets[sink.name])})
 
 
 def is_one_question(sql: str) -> bool:
@@ -445,6 +476,14 @@ def _drop_slot(url: str, slot: str) -> None:
             time.sleep(0.1)
 
 
+def differences(
+    key: Sequence[str], there: Iterable[Mapping[str, object]], wanted: Iterable[Mapping[str, object]]
+) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
+    """The keys of rows to take away, and the rows to put, for a table to hold what is wanted."""
+    old, new = ({tuple(row[k] for k in key): tuple(row.values()) for row in rows} for rows in (there, wanted))
+    return [k for k in old if k not in new], [row for k, row in new.items() if old.get(k) != row]
+
+
 def slot_name(prefix: str, version: VersionId) -> str:
     return f"{prefix}_{version}"
 
@@ -481,8 +520,8 @@ def without_secrets(text: str, secrets: Sequence[str]) -> str:
 
 def secrets_of(settings: Settings) -> list[str]:
     """Every password that a statement or a message may hold, the longest first."""
-    urls = [settings.postgres_url, settings.redis_url, settings.risingwave_url]
-    urls += [settings.risingwave_postgres_url, settings.risingwave_redis_url]
+    urls = [settings.postgres_url, settings.redis_url, settings.risingwave_url, settings.kafka_bootstrap_servers]
+    urls += [settings.risingwave_postgres_url, settings.risingwave_redis_url, settings.risingwave_kafka]
     return sorted(set[str]().union(*map(passwords_of, urls)), key=len, reverse=True)
 
 

@@ -105,6 +105,7 @@ _NODES = (
     exp.TimeToStr,
     exp.Length,
     exp.Lower,
+    exp.Replace,
     exp.Upper,
     exp.Distinct,
     exp.JSON,

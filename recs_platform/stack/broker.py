@@ -6,6 +6,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from recs_platform.errors import StackError
+from recs_platform.kafka_address import KafkaAddress
 from recs_platform.stack.service import HOST, Service
 from recs_platform.stack.wheels import executable
 
@@ -30,8 +31,8 @@ def broker(port: int) -> Service:
 
 def probe_kafka(bootstrap_servers: str) -> None:
     """Returns when a broker answers a metadata request; raises `StackError` otherwise."""
-    quiet: dict[str, str | int | float | bool] = {"bootstrap.servers": bootstrap_servers, "log_level": 0}
+    address = KafkaAddress.parse(bootstrap_servers)
     try:
-        AdminClient(quiet).list_topics(timeout=PROBE_SECONDS)
+        AdminClient(address.for_librdkafka() | {"log_level": 0}).list_topics(timeout=PROBE_SECONDS)
     except KafkaException as error:
-        raise StackError(f"Kafka at {bootstrap_servers}: {error.args[0].str()}") from None
+        raise StackError(f"Kafka at {address.servers}: {error.args[0].str()}") from None

@@ -11,9 +11,11 @@ from urllib.request import urlopen
 
 from recs_platform import shop
 from recs_platform.catalog import ensure_catalog, seed
+from recs_platform.catalog_carrier import carry_all, is_in_topics, write_files
 from recs_platform.errors import StackError
 from recs_platform.events import TOPICS
-from recs_platform.settings import Settings, project_root
+from recs_platform.pipeline import Pipeline
+from recs_platform.settings import FILE, Settings, project_root
 from recs_platform.stack import dagster
 from recs_platform.stack.broker import broker, probe_kafka
 from recs_platform.stack.postgres import cluster, postgres, probe_postgres
@@ -126,7 +128,8 @@ def _with_ready(server: Service, settings: Settings) -> Service:
         case "postgres":
             return replace(server, ready=lambda: _ready_catalog(settings, embedded=not server.yours))
         case "broker":
-            return replace(server, ready=lambda: _ready_topics(settings, embedded=not server.yours))
+            needs = ("postgres",) if is_in_topics(settings) else ()
+            return replace(server, needs=needs, ready=lambda: _ready_topics(settings, embedded=not server.yours))
         case _:
             return server
 
@@ -162,14 +165,25 @@ def _ready_topics(settings: Settings, embedded: bool) -> None:
 
     It reads a partition from its start for each fetch, and all are read by one engine: several cost more and bring nothing.
     """
-    ensure_topics(settings.kafka_bootstrap_servers, TOPICS, 1 if embedded else settings.kafka_partitions)
+    topics = Pipeline.of(settings).topics
+    ensure_topics(
+        settings.kafka_bootstrap_servers,
+        dict.fromkeys((*TOPICS, *topics)),
+        1 if embedded else settings.kafka_partitions,
+        compacted={topic for topic, source in topics.items() if source.is_keyed},
+    )
+    if embedded:
+        carry_all(settings)
 
 
 def _ready_catalog(settings: Settings, embedded: bool) -> None:
     """The tables, and in a database of ours a made-up catalog as long as there is none."""
     ensure_catalog(settings.postgres_url)
     if embedded:
-        seed(settings.postgres_url, shop.catalog(SEED, PRODUCTS), shop.customers(SEED, settings.simulate_users))
+        products, customers = shop.catalog(SEED, PRODUCTS), shop.customers(SEED, settings.simulate_users)
+        seed(settings.postgres_url, products, customers)
+        if settings.catalog == FILE:
+            write_files(settings.catalog_dir, products, customers)
 
 
 def _engine(settings: Settings) -> Service:

@@ -44,7 +44,7 @@ REMEDIES = {
     "55006": "another engine reads this slot: stop it, or give this one its own with RECS_REPLICATION_SLOT",
     "57014": "a transaction that is open in the database must end first: see pg_stat_activity",
 }
-_CATALOG_REMEDY = "the catalog stands still until that is undone, or followed in sql/tables/ and applied"
+_CATALOG_REMEDY = "the catalog stands still until that is undone, or followed in sql/catalog/cdc/ and applied"
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
 

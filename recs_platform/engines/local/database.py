@@ -270,7 +270,7 @@ class Database:
         self.connection.execute(f"DELETE FROM {physical}")
         with self._registered("rows", with_columns(rows, [c.name for c in table.columns])):
             self.connection.execute(f"INSERT INTO {physical} SELECT {', '.join(_typed(table).values())} FROM rows")
-        self.set_fact(_snapshot_fact(table), "loaded")
+        self.note_read(table)
 
     def _new_prefix(self, sink: Relation) -> None:
         """All keys of a new sink are to be written, and those without a row to go; readers go over once that is done."""
@@ -360,20 +360,24 @@ class Database:
         """Replaces a catalog table by a snapshot (all columns as text) and refreshes what reads it."""
         rows = pa.concat_tables(list(batches))
         self.tick(now, TickInput(changes={table: TableChanges(truncated=True, upserts=rows, deletes=None)}))
-        self.set_fact(_snapshot_fact(self.pipeline[table]), "loaded")
+        self.note_read(self.pipeline[table])
 
     def awaits_snapshot(self, relation: Relation) -> bool:
-        """Whether a catalog table that it is made from has not been read yet."""
-        tables = (r for r in self.pipeline.with_ancestors({relation.name}) if "table" in r.options)
-        return not all(self.has_snapshot(table.name) for table in tables)
+        """Whether something of the catalog that it is made from has not been read yet."""
+        above = self.pipeline.with_ancestors({relation.name})
+        return not all(self.is_read(r) for r in above if r.kind is Kind.TABLE or r.is_keyed)
 
     def forget_snapshots(self) -> None:
         """All catalog tables are to be read anew: the slot they were followed through is another one."""
         self.set_fact("lsn", "0")
         self.connection.execute("DELETE FROM recs.facts WHERE name LIKE 'snapshot:%'")
 
-    def has_snapshot(self, table: str) -> bool:
-        return self.fact(_snapshot_fact(self.pipeline[table])) is not None
+    def is_read(self, relation: Relation) -> bool:
+        """Whether a table, or a topic of a table's rows, has been read to its end once."""
+        return self.fact(_snapshot_fact(relation)) is not None
+
+    def note_read(self, relation: Relation) -> None:
+        self.set_fact(_snapshot_fact(relation), "loaded")
 
     def tidy(self) -> None:
         """Carries a log that has grown into the file. For a moment when nothing waits."""
@@ -381,11 +385,22 @@ class Database:
             self.connection.execute("CHECKPOINT")
 
     def trim_logs(self, before: datetime) -> None:
-        """Forgets raw messages received before then; the views built from them stay."""
+        """Forgets raw messages received before then; the views built from them stay.
+
+        Of a topic whose messages replace each other by their key, the newest of each key stays however old it is.
+        """
         with self.transaction() as connection:
             for source in self.pipeline.topics.values():
-                received = next(alias for alias, kind in source.statement.includes.items() if kind == "timestamp")
-                connection.execute(f"DELETE FROM {quoted(source.physical_name)} WHERE {quoted(received)} < ?", [before])
+                included = {kind: quoted(alias) for alias, kind in source.statement.includes.items()}
+                old = f"{included['timestamp']} < ?"
+                if source.is_keyed:
+                    key, newer = included["key"], f"{included['timestamp']} DESC, {included['offset']}::BIGINT DESC"
+                    newest = (
+                        f"SELECT rowid FROM {quoted(source.physical_name)} WHERE {key} IS NOT NULL "
+                        f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {newer}) = 1"
+                    )
+                    old += f" AND rowid NOT IN ({newest})"
+                connection.execute(f"DELETE FROM {quoted(source.physical_name)} WHERE {old}", [before])
 
     def _take_in(self, taken: TickInput, tick: Tick) -> None:
         for topic, messages in taken.messages.items():

@@ -13,11 +13,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recs_platform.engines.local.catalog_files import FileFeed
 from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed, CatalogTable
 from recs_platform.engines.local.database import MANY, Database, TickInput
 from recs_platform.engines.local.files import fingerprints
@@ -26,8 +27,8 @@ from recs_platform.engines.local.meter import Meter
 from recs_platform.engines.local.redis_sink import RedisSink
 from recs_platform.engines.local.waiting import Waiting
 from recs_platform.errors import EngineError, SourceError
-from recs_platform.pipeline import Pipeline
-from recs_platform.plan import Action, Plan, Step
+from recs_platform.pipeline import Kind, Pipeline, Relation
+from recs_platform.plan import Action, Plan
 from recs_platform.schema import copies, needed_columns
 from recs_platform.settings import Settings
 
@@ -46,6 +47,10 @@ BETWEEN_CATALOG_POLLS = 0.2
 BETWEEN_TRIMS = 60.0
 RETRY_CATALOG = 1.0
 LEFT = "left"  # the fact that names the files somebody has gone back from
+
+
+Feed: TypeAlias = CatalogFeed | FileFeed
+"""What brings tables: both are asked the same."""
 
 
 class Engine:
@@ -73,33 +78,30 @@ class Engine:
         self.feed = self._new_feed()
 
     def _new_intake(self) -> KafkaIntake:
-        """Goes on from the kept positions."""
-        servers = self.settings.require("kafka_bootstrap_servers")
-        intake = KafkaIntake(servers, list(self.database.pipeline.topics), MAX_MESSAGES)
+        """Goes on from the kept positions. A catalog that comes from topics is read to its end before any event is, for
+        events look it up."""
+        servers, topics = self.settings.require("kafka_bootstrap_servers"), self.database.pipeline.topics
+        self._first = [t for t, source in topics.items() if source.is_keyed and not self.database.is_read(source)]
+        intake = KafkaIntake(servers, self._first or list(topics), MAX_MESSAGES)
         intake.seek(self.database.positions())
         self._waiting = Waiting()
         return intake
 
-    def _new_feed(self) -> CatalogFeed:
+    def _new_feed(self) -> Feed:
         self._feed_ready = False
         self._asked: Future[CatalogBatch] | None = None
         self._committed_to = 0  # what PostgreSQL may forget
         return self._feed_of(self.database.pipeline)
 
-    def _feed_of(self, pipeline: Pipeline) -> CatalogFeed:
-        lenient = self.settings.follow_breaking_changes
+    def _feed_of(self, pipeline: Pipeline) -> Feed:
+        s, copied = self.settings, copies(pipeline)
+        if not copied:
+            return FileFeed(s.catalog_dir, [_table(r, r.name) for r in pipeline if r.is_from_file])
+        is_lenient = s.follow_breaking_changes
         tables = [
-            CatalogTable(
-                r.name,
-                r.options["table"],
-                tuple(c.name for c in r.columns),
-                r.key,
-                tuple(c.type for c in r.columns),
-                frozenset(r.key) if lenient else needed_columns(pipeline, r),
-            )
-            for r in copies(pipeline)
+            _table(r, r.options["table"], frozenset(r.key) if is_lenient else needed_columns(pipeline, r))
+            for r in copied
         ]
-        s = self.settings
         return CatalogFeed(s.require("postgres_url"), s.publication, s.replication_slot, tables)
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -144,8 +146,16 @@ class Engine:
         is_written = self._flush(messages)
         if messages.count and is_written:
             self.meter.note_delays(_sample(messages), taken_at, committed_at, datetime.now(UTC))
+        if self._first and _is_at_end(messages):
+            self._go_on_to_events()
         self._housekeeping(messages)
         return messages.count
+
+    def _go_on_to_events(self) -> None:
+        for topic in self._first:
+            self.database.note_read(self.database.pipeline.topics[topic])
+        self.intake.close()
+        self.intake = self._new_intake()
 
     def _time_to_move_to(self) -> datetime | None:
         """What NOW() moves to, once a second; the ticks between are the quicker for not looking at the time."""
@@ -211,7 +221,7 @@ class Engine:
             self._asked = self._catalog_thread.submit(self._poll_catalog, self.feed, lsn, self._committed_to)
 
     @staticmethod
-    def _poll_catalog(feed: CatalogFeed, lsn: int, committed_to: int) -> CatalogBatch:
+    def _poll_catalog(feed: Feed, lsn: int, committed_to: int) -> CatalogBatch:
         """Lets PostgreSQL forget what is committed here, and reads on."""
         if committed_to:
             feed.advance(committed_to)
@@ -229,8 +239,8 @@ class Engine:
         if is_new:  # positions of a slot that is gone mean nothing
             self.database.set_fact("lsn", "0")
         for table in self.feed.tables:
-            if is_new or not self.database.has_snapshot(table.name):
-                log.info("reading a snapshot of %s", table.source)
+            if is_new or not self.database.is_read(self.database.pipeline[table.name]):
+                log.info("reading a snapshot of %s", table.name)
                 self.database.load_snapshot(table.name, self.feed.snapshot(table), self.clock())
         self._feed_ready = True
 
@@ -251,11 +261,11 @@ class Engine:
                 answer.set_exception(error)
 
     def plan(self, rebuild: Iterable[str] = ()) -> Plan:
-        return self.database.plan(Pipeline.load(self.settings.sql_dir), rebuild)
+        return self.database.plan(Pipeline.of(self.settings), rebuild)
 
     def apply(self, rebuild: Iterable[str] = ()) -> Plan:
         """Reads `sql/` anew and deploys it. Raises `PipelineError` and changes nothing where a file is wrong."""
-        plan = self._deploy(Pipeline.load(self.settings.sql_dir), rebuild)
+        plan = self._deploy(Pipeline.of(self.settings), rebuild)
         self.database.set_fact(LEFT, "")
         return plan
 
@@ -279,7 +289,7 @@ class Engine:
 
     def _begin(self) -> None:
         """Deploys the files, unless they are those that somebody has gone back from."""
-        files, deployed = Pipeline.load(self.settings.sql_dir), self.database.deployed_pipeline()
+        files, deployed = Pipeline.of(self.settings), self.database.deployed_pipeline()
         has_left = deployed.relations and has_gone_back(self.database.fact(LEFT), files)
         self._deploy(deployed if has_left else files)
 
@@ -298,7 +308,7 @@ class Engine:
         Raises `SourceError` where they cannot be read, but for an engine that is just starting: that goes on, and reads
         them when it can.
         """
-        if not self.database.deployed() or not plan.creates & {copy.name for copy in copies(pipeline)}:
+        if not self.database.deployed() or not plan.creates & {table.name for table in pipeline.of_kind(Kind.TABLE)}:
             return {}
         feed = self._feed_of(pipeline)
         try:
@@ -316,17 +326,13 @@ class Engine:
     def _reopen(self, topics: set[str], plan: Plan) -> None:
         """A changed source or table is read from its beginning; nothing else notices."""
         self._clock_moved_at = datetime.fromtimestamp(0, UTC)
-        if any(self._is_kind(step, "topic") for step in plan.of(Action.CREATE)) or topics != set(
-            self.database.pipeline.topics
-        ):
+        new = [self.database.pipeline[step.name] for step in plan.of(Action.CREATE)]
+        if any(relation.topic for relation in new) or topics != set(self.database.pipeline.topics):
             self.intake.close()
             self.intake = self._new_intake()
-        if any(self._is_kind(step, "table") for step in plan.of(Action.CREATE)):
+        if any(relation.kind is Kind.TABLE for relation in new):
             self._close_feed()
             self.feed = self._new_feed()
-
-    def _is_kind(self, step: Step, option: str) -> bool:
-        return option in self.database.pipeline[step.name].options
 
     # -- what is known --------------------------------------------------------------------------------------------
 
@@ -348,6 +354,11 @@ class Engine:
         return sum(int(x["lag"]) for x in self.lags)
 
 
+def _table(relation: Relation, source: str, needed: frozenset[str] | None = None) -> CatalogTable:
+    names, types = tuple(c.name for c in relation.columns), tuple(c.type for c in relation.columns)
+    return CatalogTable(relation.name, source, names, relation.key, types, needed)
+
+
 def has_gone_back(left: str | None, files: Pipeline) -> bool:
     """Whether the files are those that somebody has gone back from; `left`: the fact that names these."""
     return left == _digest(files)
@@ -365,6 +376,11 @@ def _rest(took: float, taken: int) -> float:
 def _is_backlog(messages: Intake) -> bool:
     """Whether a large tick's worth has come and as much waits."""
     return min(messages.count, sum(lag.lag for lag in messages.lags)) >= MANY
+
+
+def _is_at_end(messages: Intake) -> bool:
+    """Whether there is nothing left to read just now."""
+    return bool(messages.lags) and not (messages.count or messages.problem or any(lag.lag for lag in messages.lags))
 
 
 def _sample(messages: Intake) -> list[datetime]:

@@ -26,6 +26,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-unt
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError  # type: ignore[import-untyped]
 from confluent_kafka import KafkaException
 
+from recs_platform.kafka_address import KafkaAddress, hosts
 from recs_platform.topics import TopicInfo, admin_client, describe, describe_topics, log_ends, log_starts
 
 REQUEST_SECONDS = 2.0
@@ -143,7 +144,7 @@ class KafkaIntake:
         except (KafkaException, KafkaError, OSError) as error:
             self._close_reader()
             why = describe(error) if isinstance(error, KafkaException) else str(error) or type(error).__name__
-            problem = f"Kafka at {self.bootstrap_servers}: {why}"
+            problem = f"Kafka at {hosts(self.bootstrap_servers)}: {why}"
         resets, self._resets = tuple(self._resets), []
         return Intake(tables, self._kept(), resets, tuple(self.lag()), problem)
 
@@ -188,7 +189,9 @@ class KafkaIntake:
         stands = [at for at, now in self._seen.items() if at in before and _stands(before[at], now, in_drops)]
         slowest = self._fetch_wait_ms >= LONGEST_FETCH_WAIT_MS
         where = ", ".join(f"{topic}/{partition}" for topic, partition in stands)
-        self._standstill = f"Kafka at {self.bootstrap_servers} brings little of {where}" if stands and slowest else None
+        self._standstill = (
+            f"Kafka at {hosts(self.bootstrap_servers)} brings little of {where}" if stands and slowest else None
+        )
         if stands and not slowest:
             self._fetch_wait_ms = min(2 * self._fetch_wait_ms, LONGEST_FETCH_WAIT_MS)
             self._close_reader()
@@ -236,7 +239,9 @@ class KafkaIntake:
         missing = [topic for topic in self.topics if topic not in self._found]
         if not missing:
             return None
-        return f"Kafka at {self.bootstrap_servers} has no topic {', '.join(missing)}: read as soon as it is created"
+        return (
+            f"Kafka at {hosts(self.bootstrap_servers)} has no topic {', '.join(missing)}: read as soon as it is created"
+        )
 
     def _close_reader(self) -> None:
         if self._reader is not None:
@@ -344,7 +349,7 @@ class _Reader:
         self, bootstrap_servers: str, offsets: Mapping[Partition, int], fetch_wait_ms: int
     ) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=bootstrap_servers,
+            **KafkaAddress.parse(bootstrap_servers).for_aiokafka(),
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="none",

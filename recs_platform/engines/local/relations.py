@@ -50,8 +50,13 @@ def check_source(relation: Relation) -> None:
                 "(FORMAT PLAIN ENCODE BYTES)",
                 relation.path,
             )
-    elif "table" not in relation.options:
-        raise UnsupportedSql("a source is Kafka (connector = 'kafka') or a table of a PostgreSQL source", relation.path)
+    elif "table" not in relation.options and not relation.is_from_file:
+        raise UnsupportedSql(
+            "a source is Kafka (connector = 'kafka'), a table of a PostgreSQL source or one without options, of a file",
+            relation.path,
+        )
+    elif not relation.key:
+        raise UnsupportedSql("a table needs a PRIMARY KEY", relation.path)
 
 
 def with_columns(table: pa.Table | None, names: list[str]) -> pa.Table:

@@ -58,7 +58,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         }
 
     def _between_ticks(self, work: Callable[[Sequence[str]], Plan], request: Mapping[str, Any]) -> list[dict[str, str]]:
-        Pipeline.load(self._engine.settings.sql_dir)  # in this thread, while the engine ticks: it has them read then
+        Pipeline.of(self._engine.settings)  # in this thread, while the engine ticks: it has them read then
         return _as_json(self._engine.ask(lambda: work(request.get("rebuild", ()))))
 
     def do_get(self, context: Any, ticket: flight.Ticket) -> flight.RecordBatchStream:
@@ -100,7 +100,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
     def _has_gone_back(self, cursor: duckdb.DuckDBPyConnection) -> bool:
         left = cursor.execute("SELECT value FROM recs.facts WHERE name = ? AND value <> ''", [LEFT]).fetchone()
         try:
-            return left is not None and has_gone_back(left[0], Pipeline.load(self._engine.settings.sql_dir))
+            return left is not None and has_gone_back(left[0], Pipeline.of(self._engine.settings))
         except RecsError:  # files that cannot be read are other files
             return False
 

@@ -1,0 +1,11 @@
+-- Changes of customers: one row a message, keyed by its id; a message without a value takes the row away.
+-- As raw bytes (see user_activity_raw).
+CREATE SOURCE customers_changes (payload BYTEA)
+INCLUDE key AS kafka_key
+INCLUDE partition AS kafka_partition INCLUDE offset AS kafka_offset INCLUDE timestamp AS received_at
+WITH (
+  connector = 'kafka',
+  topic = 'customers',
+  properties.bootstrap.server = '${kafka_bootstrap_servers}',
+  scan.startup.mode = 'earliest'
+) FORMAT PLAIN ENCODE BYTES;
