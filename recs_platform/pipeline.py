@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -151,6 +151,11 @@ class Pipeline:
         return _built(files)
 
     @classmethod
+    def of_relations(cls, relations: Iterable[Relation]) -> Pipeline:
+        """Of files that were read before, maybe at different times. Raises what `load` raises."""
+        return _built(tuple((relation.path, relation.text) for relation in relations))
+
+    @classmethod
     def of_texts(cls, texts: Mapping[str, str]) -> Pipeline:
         """Of statements by name, as far as they can be read: one that cannot is left out, with what reads it."""
         left = dict(texts)
@@ -162,6 +167,12 @@ class Pipeline:
                     break
                 del left[error.path.stem]
         return cls({})
+
+    @property
+    def digest(self) -> str:
+        """The same as long as every fingerprint is."""
+        prints = sorted((r.name, r.fingerprint) for r in self if r.is_materialized or r.query is not None)
+        return hashlib.blake2b(repr(prints).encode(), digest_size=8).hexdigest()
 
     def __getitem__(self, name: str) -> Relation:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -57,21 +57,29 @@ class Plan:
 
 
 def make_plan(
-    pipeline: Pipeline, deployment: Deployment, capabilities: Capabilities, rebuild: Iterable[str] = ()
+    pipeline: Pipeline,
+    deployment: Deployment,
+    capabilities: Capabilities,
+    rebuild: Iterable[str] = (),
+    only: Collection[str] | None = None,
 ) -> Plan:
     """The steps from what is deployed to what `sql/` says.
 
     Relations named in `rebuild` are built anew although their fingerprint stands. Everything that reads a relation with
     a new version has a new one itself, so that a change cascades by itself. A version that is there already, left by a
-    plan that was cut short, is not created again; one that is not whole yet is waited for.
+    plan that was cut short, is not created again; one that is not whole yet is waited for. With `only`, all other
+    relations stay on the version they have.
     """
     again = set(rebuild)
     for name in again:
         pipeline[name]  # raises for a name nobody defines
     wanted = [r for r in pipeline if r.is_materialized or r.query is not None or capabilities.deploys_connections]
     in_place = again if capabilities.rebuilds_in_place else set[str]()
-    targets = _targets(wanted, deployment, again - in_place)
     live = deployment.live
+    if only is not None:
+        wanted = [r for r in wanted if r.name in only]
+    staying = {name: id for name, id in live.items() if only is not None and name not in only}
+    targets = staying | _targets(wanted, deployment, again - in_place, staying)
     creates = [
         Step(Action.CREATE, r.name, str(targets[r.name]), _reason(r, targets, deployment, again))
         for r in wanted
@@ -85,9 +93,11 @@ def make_plan(
     return Plan((*creates, *switches, *_drops(targets, deployment)), targets)
 
 
-def _targets(wanted: Iterable[Relation], deployment: Deployment, again: set[str]) -> dict[str, VersionId]:
+def _targets(
+    wanted: Iterable[Relation], deployment: Deployment, again: set[str], staying: Mapping[str, VersionId]
+) -> dict[str, VersionId]:
     """The version each relation is to have: one that is there where it is right and reads the right ones."""
-    targets = dict[str, VersionId]()
+    targets = dict(staying)
     for relation in wanted:
         known = [v for v in deployment.of(relation.name) if v.id.fingerprint == relation.fingerprint]
         reads = {physical_name(u, targets[u]) for u in relation.upstreams if u in targets}
@@ -119,8 +129,10 @@ def _reason(relation: Relation, targets: Mapping[str, VersionId], deployment: De
 
 
 def _drops(targets: Mapping[str, VersionId], deployment: Deployment) -> Iterator[Step]:
-    """The youngest first: what reads was created after what it reads."""
+    """The youngest first: what reads was created after what it reads. What something reads that stays, stays."""
+    staying = [v for v in deployment.versions if targets.get(v.name) == v.id]
+    read = {physical for version in staying for physical in version.reads}
     for version in reversed(deployment.versions):
-        if targets.get(version.name) != version.id:
+        if targets.get(version.name) != version.id and version.physical_name not in read:
             reason = "replaced" if version.name in targets else "no file defines it any more"
             yield Step(Action.DROP, version.name, str(version.id), reason)

@@ -15,6 +15,7 @@ import redis
 
 from recs_platform import applying
 from recs_platform.applying import Applier, locked, replacements
+from recs_platform.choice import going_along
 from recs_platform.deployment import Deployment, Version, VersionId, physical_name, physical_names
 from recs_platform.engines.risingwave import CAPABILITIES
 from recs_platform.errors import EngineError
@@ -195,6 +196,28 @@ def test_a_change_builds_what_reads_it_and_shares_the_rest(cluster: Cluster, tmp
     apply(cluster, pipeline(tmp_path, CHANGED))
     assert cluster.told == ["prepare", "create lists", "create lists_sink", "publish lists"]
     assert read(cluster.redis, "lists") == sorted(ROWS)
+
+
+def test_a_part_of_what_has_changed_leaves_the_rest_on_the_version_it_has(cluster: Cluster, tmp_path: Path) -> None:
+    before = pipeline(tmp_path, FILES)
+    apply(cluster, before)
+    cluster.told.clear()
+    files = CHANGED | {
+        "others": FILES["others"] + " WHERE at <> '1'",
+        "more": "CREATE VIEW more AS SELECT at FROM others",
+    }
+    after = pipeline(tmp_path, files)
+    deployed = {name: version.fingerprint for name, version in cluster.deployment().live.items()}
+    chosen = going_along(after, deployed, ["lists"])
+    assert chosen == {"lists", "lists_sink"}, "what is made of it goes along"
+    plan = make_plan(after, cluster.deployment(), CAPABILITIES, only=chosen)
+    Applier(cluster, cluster.redis, 0.0).apply(after, plan)
+    assert [verb for verb in cluster.told if verb.startswith("create")] == ["create lists", "create lists_sink"]
+    live = cluster.deployment().live
+    assert live["others"].fingerprint == before["others"].fingerprint
+    assert live["lists"].fingerprint == after["lists"].fingerprint
+    assert make_plan(after, cluster.deployment(), CAPABILITIES).creates == {"others", "others_sink", "more"}
+    assert going_along(after, deployed, ["more"]) == {"more", "others", "others_sink"}, "and what it is made from"
 
 
 def test_what_was_replaced_goes_when_its_time_is_over_with_its_keys(cluster: Cluster, tmp_path: Path) -> None:

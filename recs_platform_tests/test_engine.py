@@ -17,7 +17,7 @@ import redis
 
 from recs_platform.engines.local import engine as engine_module
 from recs_platform.engines.local.intake import KafkaIntake
-from recs_platform.errors import EngineError, RecsError, SourceError
+from recs_platform.errors import EngineError, PipelineError, RecsError, SourceError
 from recs_platform.events import Event, encode, topic_of
 from recs_platform.serving.store import RecommendationStore
 from recs_platform.settings import CDC, DEBEZIUM, FILE, UPSERTS
@@ -318,6 +318,35 @@ def test_one_goes_back_to_what_was_deployed_before(shop: Shop) -> None:
     engine.apply()
     shop.settle()
     assert shop.redis.get("recs:trending_products") != before
+
+
+def test_a_part_of_what_has_changed_is_deployed_alone(shop: Shop) -> None:
+    """With what must go along; the rest waits until somebody asks for it, also over a start."""
+    engine = shop.open()
+    send(shop, day_of_traffic(300))
+    shop.settle()
+    for name in ("trending_products", "trending_by_segment"):
+        path = shop.settings.sql_dir / f"{name}.sql"
+        path.write_text(path.read_text().replace("rank <= 10", "rank <= 3"))
+    both = engine.plan()
+    plan = engine.plan(only=["trending_products"])
+    assert plan.creates == {"trending_products", "trending_products_sink"} < both.creates
+    assert engine.apply(only=["trending_products"]).creates == plan.creates
+    shop.settle()
+    assert {len(d["products"]) for d in shop.documents("trending_products").values()} <= {1, 2, 3}
+    rest = both.creates - plan.creates
+    assert engine.plan().creates == rest
+
+    shop.engine = None
+    engine.close()
+    engine = shop.open()
+    assert engine.plan().creates == rest, "a mere start does not deploy what was left"
+    with pytest.raises(PipelineError, match="no relation 'trendy'"):
+        engine.plan(only=["trendy"])
+    assert engine.apply().creates == rest
+    assert not engine.plan()
+    shop.settle()
+    assert {len(d["products"]) for d in shop.documents("trending_by_segment").values()} <= {1, 2, 3}
 
 
 def test_a_changed_catalog_table_is_read_before_what_looks_it_up_is_built(shop: Shop) -> None:

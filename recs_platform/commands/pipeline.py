@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,14 +32,20 @@ REBUILD = click.option(
 )
 
 
+ONLY = click.option(
+    "--only", multiple=True, metavar="NAME", help="Deploy this relation alone, with what must go along; the rest waits."
+)
+
+
 @click.command()
 @REBUILD
+@ONLY
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--check", is_flag=True, help="Exit code 2 when there is something to do, 3 when that breaks a reader.")
-def plan(rebuild: tuple[str, ...], as_json: bool, check: bool) -> None:
+def plan(rebuild: tuple[str, ...], only: tuple[str, ...], as_json: bool, check: bool) -> None:
     """What `recs apply` would do, why, what it costs and what it breaks; and how the catalog differs."""
     with reported(), connect() as engine:
-        found = Findings.of(engine, rebuild)
+        found = Findings.of(engine, rebuild, only)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
     else:
@@ -51,9 +57,10 @@ def plan(rebuild: tuple[str, ...], as_json: bool, check: bool) -> None:
 
 @click.command()
 @REBUILD
+@ONLY
 @click.option("--dry-run", is_flag=True, help="Show the plan and do nothing: the same as `recs plan`.")
 @click.option("--yes", is_flag=True, help="Do it without asking, also when it breaks a reader.")
-def apply(rebuild: tuple[str, ...], dry_run: bool, yes: bool) -> None:
+def apply(rebuild: tuple[str, ...], only: tuple[str, ...], dry_run: bool, yes: bool) -> None:
     """Make what is deployed what the files of sql/ say.
 
     Only what changed, and what reads it, is built anew; readers go over when the new version is complete. What breaks a
@@ -61,13 +68,13 @@ def apply(rebuild: tuple[str, ...], dry_run: bool, yes: bool) -> None:
     """
     with reported(), connect() as engine:
         if dry_run or not yes:
-            found = Findings.of(engine, rebuild)
+            found = Findings.of(engine, rebuild, only)
             if dry_run:
                 show(found.plan, found.changes, Console())
                 return
             _agree(found)
         with Watched() as watched:
-            done = engine.apply(rebuild, watched.tell)
+            done = engine.apply(rebuild, watched.tell, only)
     _show(done, NOTHING)
 
 
@@ -92,10 +99,10 @@ class Findings:
     unseen: str = ""
 
     @classmethod
-    def of(cls, engine: StreamEngine, rebuild: Iterable[str]) -> Findings:
+    def of(cls, engine: StreamEngine, rebuild: Iterable[str], only: Collection[str]) -> Findings:
         settings = Settings.load()
         wanted = Pipeline.of(settings)
-        made = engine.plan(rebuild)
+        made = engine.plan(rebuild, only)
         meaning = changes(made, engine.deployed_pipeline(), wanted, engine.capabilities)
         tables = {copy.options["table"] for copy in copies(wanted)}
         if not tables:

@@ -136,8 +136,8 @@ def deploy(
 def _check_nobody_has_gone_back(engine: StreamEngine) -> None:
     if engine.status().get("gone_back"):
         raise dg.Failure(
-            "not deployed: somebody has gone back from these files (`recs rollback`). Materialize by hand or `recs apply` to "
-            "deploy them all the same, or change them",
+            "not deployed: somebody has gone back from these files (`recs rollback`) or deployed a part of them (`recs apply "
+            "--only`). Materialize by hand or `recs apply` to deploy them all the same, or change them",
             allow_retries=False,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol, Self
 
 import pyarrow as pa
@@ -29,11 +29,15 @@ class StreamEngine(Protocol):
     def deployed_pipeline(self) -> Pipeline:
         """The relations that are live, as far as the engine still has their statements."""
 
-    def plan(self, rebuild: Iterable[str] = ()) -> Plan:
+    def plan(self, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
         """What `apply` would do: `sql/` as it is now against what is deployed."""
 
-    def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None) -> Plan:
-        """Makes what is deployed what `sql/` says, telling how far it is, and returns the plan that did it."""
+    def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None, only: Collection[str] = ()) -> Plan:
+        """Makes what is deployed what `sql/` says, telling how far it is, and returns the plan that did it.
+
+        With `only`, those relations alone, with what has changed of what they are made from and with what is made of
+        that; the rest of the files waits until `apply` is asked for it.
+        """
 
     def roll_back(self, tell: Tell | None = None) -> Plan:
         """Lets readers go back to what was live before. Raises `EngineError` where nothing of that is kept."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from recs_platform.applying import Applier, locked, replacements
 from recs_platform.capabilities import Capabilities
 from recs_platform.catalog import connected, ensure_catalog
 from recs_platform.catalog_file import find_file, typed_rows
+from recs_platform.choice import going_along
 from recs_platform.columns import DIALECT
 from recs_platform.deployment import (
     Deployment,
@@ -133,29 +134,40 @@ class RisingWaveEngine:
         live = [version for version in self.deployment().versions if version.is_live]
         return Pipeline.of_texts({version.name: with_public_names(version.definition) for version in live})
 
-    def plan(self, rebuild: Iterable[str] = ()) -> Plan:
+    def plan(self, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
         """What `apply` would do. Raises what `check` raises."""
-        return self._planned(Pipeline.of(self.settings), rebuild)
+        return self._planned(Pipeline.of(self.settings), rebuild, only)
 
-    def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None) -> Plan:
+    def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None, only: Collection[str] = ()) -> Plan:
         """Carries the plan out, telling how far each step is; nobody else can meanwhile."""
         pipeline = Pipeline.of(self.settings)
         with locked(self._redis):
-            plan = self._planned(pipeline, rebuild)
+            plan = self._planned(pipeline, rebuild, only)
             Applier(self, self._redis, self.settings.grace_seconds, tell).apply(pipeline, plan)
             for relation in pipeline:
-                if relation.is_from_file:
+                if relation.is_from_file and relation.name in plan.targets:
                     self._take_in_file(relation, plan.targets[relation.name])
+            self._note_left(pipeline if only and self._planned(pipeline) else None)
         return plan
+
+    def _note_left(self, files: Pipeline | None) -> None:
+        """That a part of these files waits for somebody to ask for it."""
+        if files:
+            self._redis.set(keys.LEFT, files.digest)
+        else:
+            self._redis.unlink(keys.LEFT)
 
     def roll_back(self, tell: Tell | None = None) -> Plan:
         """Lets readers go back to what was live before the last switch. Raises `EngineError` when that is gone."""
         with locked(self._redis):
             return Applier(self, self._redis, self.settings.grace_seconds, tell).roll_back()
 
-    def _planned(self, pipeline: Pipeline, rebuild: Iterable[str]) -> Plan:
+    def _planned(self, pipeline: Pipeline, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
         self.check(pipeline)
-        return make_plan(pipeline, self.deployment(), self.capabilities, rebuild)
+        deployment = self.deployment()
+        live = {name: version.fingerprint for name, version in deployment.live.items()}
+        chosen = going_along(pipeline, live, only) if only else None
+        return make_plan(pipeline, deployment, self.capabilities, rebuild, chosen)
 
     # -- what is there --------------------------------------------------------------------------------------------
 
@@ -206,7 +218,7 @@ class RisingWaveEngine:
 
     def status(self) -> dict[str, Any]:
         """`relations` (name, kind, fingerprint) that are live, `building` (physical name → how far), no `problems`;
-        `gone_back`: whether a version that the files want was replaced.
+        `gone_back`: whether a version that the files want was replaced, or only a part of them is deployed by choice.
 
         `partitions` is empty: RisingWave does not say how far it has read.
         """
@@ -217,8 +229,9 @@ class RisingWaveEngine:
             if v.is_live
         ]
         building = {v.physical_name: v.progress for v in deployment.versions if not v.is_whole}
-        wanted = {r.name: r.fingerprint for r in Pipeline.of(self.settings)}
-        gone_back = any(
+        files = Pipeline.of(self.settings)
+        wanted = {r.name: r.fingerprint for r in files}
+        gone_back = self._redis.get(keys.LEFT) == files.digest or any(
             v.replaced_at is not None and not v.is_live and wanted.get(v.name) == v.id.fingerprint
             for v in deployment.versions
             if v.name not in deployment.live or deployment.live[v.name].fingerprint != v.id.fingerprint

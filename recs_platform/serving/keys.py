@@ -32,6 +32,7 @@ PRODUCTS = "products"
 
 APPLY_LOCK = f"{ROOT}:_apply"
 REPLACED = f"{ROOT}:_replaced"
+LEFT = f"{ROOT}:_left"
 """A hash: physical name of a version that was replaced → since when, in seconds since 1970, and a sink's `<name>`."""
 
 SERVED: Mapping[str, frozenset[str]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -64,12 +64,12 @@ class LocalEngine:
     def deployed_pipeline(self) -> Pipeline:
         return Pipeline.of_texts(self._action("texts"))
 
-    def plan(self, rebuild: Iterable[str] = ()) -> Plan:
-        return _plan(self._action("plan", rebuild=list(rebuild)))
+    def plan(self, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
+        return _plan(self._action("plan", rebuild=list(rebuild), only=list(only)))
 
-    def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None) -> Plan:
+    def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None, only: Collection[str] = ()) -> Plan:
         """One transaction between two ticks: all steps are told of when it is done."""
-        return _told(_plan(self._action("apply", rebuild=list(rebuild))), tell)
+        return _told(_plan(self._action("apply", rebuild=list(rebuild), only=list(only))), tell)
 
     def roll_back(self, tell: Tell | None = None) -> Plan:
         """Builds anew what was deployed before the files last changed; readers go over when it is complete.

@@ -6,22 +6,21 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from hashlib import blake2b
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recs_platform.choice import narrowed
 from recs_platform.engines.local.catalog_files import FileFeed
 from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed, CatalogTable
 from recs_platform.engines.local.database import MANY, Database, TickInput
-from recs_platform.engines.local.files import fingerprints
 from recs_platform.engines.local.intake import Intake, KafkaIntake, PartitionLag
 from recs_platform.engines.local.meter import Meter
 from recs_platform.engines.local.redis_sink import RedisSink
@@ -46,7 +45,7 @@ SAMPLE = 10  # the delay of one message in so many is noted
 BETWEEN_CATALOG_POLLS = 0.2
 BETWEEN_TRIMS = 60.0
 RETRY_CATALOG = 1.0
-LEFT = "left"  # the fact that names the files somebody has gone back from
+LEFT = "left"  # the fact that names the files somebody has gone back from, or deployed a part of
 
 
 Feed: TypeAlias = CatalogFeed | FileFeed
@@ -260,21 +259,29 @@ class Engine:
             except Exception as error:  # handed to whoever asked
                 answer.set_exception(error)
 
-    def plan(self, rebuild: Iterable[str] = ()) -> Plan:
-        return self.database.plan(Pipeline.of(self.settings), rebuild)
+    def plan(self, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
+        return self.database.plan(self._wanted(only), rebuild)
 
-    def apply(self, rebuild: Iterable[str] = ()) -> Plan:
-        """Reads `sql/` anew and deploys it. Raises `PipelineError` and changes nothing where a file is wrong."""
-        plan = self._deploy(Pipeline.of(self.settings), rebuild)
-        self.database.set_fact(LEFT, "")
+    def apply(self, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
+        """Reads `sql/` anew and deploys it. Raises `PipelineError` and changes nothing where a file is wrong.
+
+        With `only`, those relations with what must go along; the rest of the files is deployed by the next `apply` alone.
+        """
+        wanted, files = self._wanted(only), Pipeline.of(self.settings)
+        plan = self._deploy(wanted, rebuild)
+        self.database.set_fact(LEFT, "" if wanted.digest == files.digest else files.digest)
         return plan
+
+    def _wanted(self, only: Collection[str]) -> Pipeline:
+        files = Pipeline.of(self.settings)
+        return narrowed(files, self.database.deployed_pipeline(), only) if only else files
 
     def roll_back(self) -> Plan:
         """Deploys what was deployed before the files last changed, built anew from what is kept.
 
         The files as they are now are not deployed by a mere start of the engine any more, only by `apply`.
         """
-        former, left = self.database.deployed_pipeline(former=True), _digest(self.database.pipeline)
+        former, left = self.database.deployed_pipeline(former=True), self.database.pipeline.digest
         if not former.relations:
             raise EngineError("there is nothing to go back to: no other files have been deployed here")
         plan = self._deploy(former)
@@ -361,11 +368,7 @@ def _table(relation: Relation, source: str, needed: frozenset[str] | None = None
 
 def has_gone_back(left: str | None, files: Pipeline) -> bool:
     """Whether the files are those that somebody has gone back from; `left`: the fact that names these."""
-    return left == _digest(files)
-
-
-def _digest(pipeline: Pipeline) -> str:
-    return blake2b(repr(sorted(fingerprints(pipeline).items())).encode(), digest_size=8).hexdigest()
+    return left == files.digest
 
 
 def _rest(took: float, taken: int) -> float:

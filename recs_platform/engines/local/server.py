@@ -57,9 +57,11 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             "forget": lambda request: _as_json(engine.ask(lambda: engine.forget(int(request["user_id"])))),
         }
 
-    def _between_ticks(self, work: Callable[[Sequence[str]], Plan], request: Mapping[str, Any]) -> list[dict[str, str]]:
+    def _between_ticks(
+        self, work: Callable[[Sequence[str], Sequence[str]], Plan], request: Mapping[str, Any]
+    ) -> list[dict[str, str]]:
         Pipeline.of(self._engine.settings)  # in this thread, while the engine ticks: it has them read then
-        return _as_json(self._engine.ask(lambda: work(request.get("rebuild", ()))))
+        return _as_json(self._engine.ask(lambda: work(request.get("rebuild", ()), request.get("only", ()))))
 
     def do_get(self, context: Any, ticket: flight.Ticket) -> flight.RecordBatchStream:
         request = json.loads(ticket.ticket)
