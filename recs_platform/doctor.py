@@ -24,7 +24,7 @@ from recs_platform.kafka_address import hosts
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.schema import copies
 from recs_platform.serving.connection import connected as redis_at
-from recs_platform.settings import Settings, masked
+from recs_platform.settings import LOCAL, RISINGWAVE, Settings, masked
 from recs_platform.stack.service import is_free
 from recs_platform.topics import admin_client, describe, describe_topics
 
@@ -64,7 +64,7 @@ def diagnose(settings: Settings, environ: Mapping[str, str] = os.environ) -> Ite
         ("PostgreSQL", settings.postgres_url, _postgres),
         ("Redis", settings.redis_url, _redis),
         ("Kafka", settings.kafka_bootstrap_servers, _kafka),
-        ("the engine", settings.risingwave_url if settings.engine == "risingwave" else settings.engine_url, _engine),
+        ("the engine", settings.risingwave_url if settings.engine == RISINGWAVE else settings.engine_url, _engine),
     ]
     for thing, address, check in checks:
         if address:
@@ -109,7 +109,7 @@ def _disk(settings: Settings) -> Diagnosis:
 
 
 def _memory(settings: Settings) -> Diagnosis:
-    if settings.engine != "local":
+    if settings.engine != LOCAL:
         return Diagnosis("memory", Verdict.SKIPPED, "the engine runs elsewhere")
     there = psutil.virtual_memory().total
     words = f"{there / 1e9:,.0f} GB, of which the engine may use {settings.engine_memory}"

@@ -21,11 +21,11 @@ from sqlglot.errors import SqlglotError
 from recs_platform import statements
 from recs_platform.columns import Column, Origin, describe_query
 from recs_platform.errors import PipelineError
-from recs_platform.settings import CDC, Settings
+from recs_platform.settings import CDC, LOCAL, Settings
 from recs_platform.statements import Statement
 
-CATALOGS = "catalog"
-"""The directory with one directory for each place the catalog may come from."""
+CATALOGS, ENGINES = "catalog", "engine"
+"""The directories with one directory for each place the catalog may come from, and for what only one engine needs."""
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 _KAFKA_SERVERS = re.compile(r"\bproperties\.bootstrap\.server\s*=\s*'(?:[^']|'')*'")
@@ -134,18 +134,18 @@ class Pipeline:
     @classmethod
     def of(cls, settings: Settings) -> Pipeline:
         """The files that the settings name: see `load`."""
-        return cls.load(settings.sql_dir, settings.catalog)
+        return cls.load(settings.sql_dir, settings.catalog, settings.engine)
 
     @classmethod
-    def load(cls, sql_dir: Path, catalog: str = CDC) -> Pipeline:
+    def load(cls, sql_dir: Path, catalog: str = CDC, engine: str = LOCAL) -> Pipeline:
         """Reads and checks every `*.sql` below `sql_dir`, but of `catalog/` only what is below `catalog/<catalog>`: there is
-        one directory for each place the catalog may come from.
+        one directory for each place the catalog may come from. And of `engine/` only what is for that engine alone.
 
         Raises `PipelineError` with file and line: SQL that does not parse, a name that is not the file's stem,
         one name in two files, a missing upstream or column, a cycle, an unknown `${variable}`.
         Files that read as they did at the last time give the same pipeline again, at once.
         """
-        files = tuple((path, path.read_text(encoding="utf-8")) for path in _paths(sql_dir, catalog))
+        files = tuple((path, path.read_text(encoding="utf-8")) for path in _paths(sql_dir, catalog, engine))
         if not files:
             raise PipelineError(f"no *.sql files below {sql_dir}")
         return _built(files)
@@ -228,13 +228,17 @@ def render(text: str, variables: Mapping[str, str], kafka_options: Mapping[str, 
     return _KAFKA_SERVERS.sub(lambda match: match[0] + options, filled) if options else filled
 
 
-def _paths(sql_dir: Path, catalog: str) -> list[Path]:
-    choices = sql_dir / CATALOGS
-    if choices.is_dir() and not (choices / catalog).is_dir():
-        there = ", ".join(sorted(path.name for path in choices.iterdir() if path.is_dir()))
-        raise PipelineError(f"RECS_CATALOG={catalog}: no directory {choices / catalog}; there are {there}")
-    found = sorted(sql_dir.rglob("*.sql"))
-    return [path for path in found if choices not in path.parents or choices / catalog in path.parents]
+def _paths(sql_dir: Path, catalog: str, engine: str) -> list[Path]:
+    catalogs = sql_dir / CATALOGS
+    if catalogs.is_dir() and not (catalogs / catalog).is_dir():
+        there = ", ".join(sorted(path.name for path in catalogs.iterdir() if path.is_dir()))
+        raise PipelineError(f"RECS_CATALOG={catalog}: no directory {catalogs / catalog}; there are {there}")
+    chosen = {catalogs: catalogs / catalog, sql_dir / ENGINES: sql_dir / ENGINES / engine}
+    return [
+        path
+        for path in sorted(sql_dir.rglob("*.sql"))
+        if all(choices not in path.parents or choice in path.parents for choices, choice in chosen.items())
+    ]
 
 
 @lru_cache(maxsize=4)

@@ -21,6 +21,9 @@ from recs_platform.kafka_address import KafkaAddress, hosts
 CDC, UPSERTS, DEBEZIUM, FILE = "cdc", "upserts", "debezium", "file"
 """Where the catalog may come from: PostgreSQL, a topic of rows or of Debezium's changes, files."""
 
+LOCAL, RISINGWAVE = "local", "risingwave"
+"""The stream engines."""
+
 PACKAGE_DIR = Path(__file__).resolve().parent
 ENDPOINTS_FILE = "endpoints.json"
 
@@ -106,7 +109,7 @@ class Settings:
         lambda: project_root() / "catalog",
         "where product_catalog.csv and customers.csv lie with RECS_CATALOG=file",
     )
-    engine: str = _setting("RECS_ENGINE", "local", "the stream engine: local, or risingwave")
+    engine: str = _setting("RECS_ENGINE", LOCAL, "the stream engine: local, or risingwave")
     risingwave_url: str = _setting(
         "RECS_RISINGWAVE_URL", "", "your RisingWave, postgresql://root@127.0.0.1:4566/dev", secret=True, endpoint=True
     )

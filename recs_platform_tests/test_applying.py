@@ -17,7 +17,7 @@ from recs_platform import applying
 from recs_platform.applying import Applier, locked, replacements
 from recs_platform.choice import going_along
 from recs_platform.deployment import Deployment, Version, VersionId, physical_name, physical_names
-from recs_platform.engines.risingwave import CAPABILITIES
+from recs_platform.engines.risingwave.engine import CAPABILITIES
 from recs_platform.errors import EngineError
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Plan, make_plan

@@ -10,7 +10,7 @@ from recs_platform.capabilities import Capabilities
 from recs_platform.changes import Change, changes, diff_of
 from recs_platform.deployment import Deployment
 from recs_platform.engines.local.capabilities import CAPABILITIES as LOCAL
-from recs_platform.engines.risingwave import CAPABILITIES as RISINGWAVE
+from recs_platform.engines.risingwave.engine import CAPABILITIES as RISINGWAVE
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.plan import make_plan
 from recs_platform.serving import keys

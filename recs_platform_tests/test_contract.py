@@ -23,7 +23,7 @@ import pytest
 from recs_platform.engines.base import StreamEngine
 from recs_platform.engines.local.client import LocalEngine
 from recs_platform.engines.local.server import EngineServer
-from recs_platform.engines.risingwave import RisingWaveEngine
+from recs_platform.engines.risingwave.engine import RisingWaveEngine
 from recs_platform.errors import EngineError, EngineUnavailable, QueryError
 from recs_platform.serving.direct import OutputFormat
 from recs_platform.serving.direct import fetch as fetch_directly

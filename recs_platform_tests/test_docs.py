@@ -18,11 +18,11 @@ from sqlglot import exp
 
 from recs_platform.cli import main
 from recs_platform.pipeline import Pipeline
-from recs_platform.settings import Settings
+from recs_platform.settings import RISINGWAVE, Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-PIPELINE = Pipeline.load(ROOT / "sql")
+PIPELINE = Pipeline.load(ROOT / "sql", engine=RISINGWAVE)  # which has all that the other engine has
 TEST_SETTINGS = {"RECS_TEST_KAFKA", "RECS_TEST_KAFKA_PLAIN", "RECS_TEST_KAFKA_SCRAM"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from recs_platform.cli import main
 from recs_platform.engines.local.client import LocalEngine
-from recs_platform.engines.risingwave import RisingWaveEngine
+from recs_platform.engines.risingwave.engine import RisingWaveEngine
 from recs_platform.errors import EngineError, RecsError
 from recs_platform.forget import KAFKA, forget, traces
 from recs_platform.pipeline import Pipeline

@@ -12,7 +12,7 @@ from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.errors import PipelineError
 from recs_platform.pipeline import Kind, Pipeline, render
 from recs_platform.plan import Action, make_plan
-from recs_platform.settings import CDC, DEBEZIUM, FILE, UPSERTS, Settings, default_sql_dir
+from recs_platform.settings import CDC, DEBEZIUM, FILE, RISINGWAVE, UPSERTS, Settings, default_sql_dir
 
 CATALOGS = (CDC, UPSERTS, DEBEZIUM, FILE)
 
@@ -47,11 +47,18 @@ def test_every_file_is_one_relation_named_as_its_stem(pipeline: Pipeline) -> Non
 def test_the_catalog_comes_from_one_place_and_all_else_reads_it_alike(pipeline: Pipeline, catalog: str) -> None:
     other = Pipeline.load(default_sql_dir(), catalog)
     of_it = {path.stem for path in (default_sql_dir() / "catalog" / catalog).iterdir()}
-    everywhere = {path.stem for path in default_sql_dir().rglob("*.sql") if "catalog" not in path.parts[-3:-1]}
+    everywhere = {path.stem for path in default_sql_dir().rglob("*.sql") if path.parts[-3] not in ("catalog", "engine")}
     assert set(other.relations) == everywhere | of_it
     for name in ("product_catalog", "customers"):
         assert [(c.name, c.type) for c in other[name].columns] == [(c.name, c.type) for c in pipeline[name].columns]
     assert {name: other[name].text for name in everywhere} == {name: pipeline[name].text for name in everywhere}
+
+
+def test_an_engine_may_have_relations_of_its_own(pipeline: Pipeline) -> None:
+    more = Pipeline.load(default_sql_dir(), engine=RISINGWAVE)
+    of_it = {path.stem for path in (default_sql_dir() / "engine" / RISINGWAVE).iterdir()}
+    assert set(more.relations) == set(pipeline.relations) | of_it
+    assert {r.name: r.fingerprint for r in pipeline}.items() <= {r.name: r.fingerprint for r in more}.items()
 
 
 def test_a_catalog_from_nowhere_is_refused() -> None:

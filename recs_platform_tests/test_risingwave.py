@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,19 +18,18 @@ import redis
 
 from recs_platform import applying
 from recs_platform.deployment import VersionId, physical_name
-from recs_platform.engines import risingwave
-from recs_platform.engines.risingwave import (
-    RisingWaveEngine,
-    check_licence,
-    differences,
-    publication,
-    statement,
-    without_secrets,
-)
+from recs_platform.engines.risingwave import engine as driver
+from recs_platform.engines.risingwave import lag
+from recs_platform.engines.risingwave.checks import check_licence, check_postgres, risingwave_version
+from recs_platform.engines.risingwave.engine import RisingWaveEngine
+from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
+from recs_platform.engines.risingwave.postgres import count_rows, drop_slot
+from recs_platform.engines.risingwave.statements import differences, is_one_question, publication, statement
 from recs_platform.errors import EngineError, PipelineError, QueryError
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.serving import keys
-from recs_platform.settings import CDC, DEBEZIUM, FILE, UPSERTS, Settings, default_sql_dir
+from recs_platform.settings import CDC, DEBEZIUM, FILE, RISINGWAVE, UPSERTS, Settings, default_sql_dir
+from recs_platform.topics import TopicInfo, admin_client
 
 SETTINGS = Settings.load(
     {
@@ -42,7 +42,7 @@ SETTINGS = Settings.load(
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    return Pipeline.load(default_sql_dir())
+    return Pipeline.load(default_sql_dir(), engine=RISINGWAVE)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_a_public_name_goes_over_in_one_step(views: set[str], sent: list[str]) -
 
 
 def test_no_secret_is_left_in_what_is_shown(pipeline: Pipeline, targets: dict[str, VersionId]) -> None:
-    secrets = risingwave.secrets_of(SETTINGS)
+    secrets = secrets_of(SETTINGS)
     for relation in pipeline:
         shown = without_secrets(statement(relation, targets, SETTINGS), secrets)
         assert "secret" not in shown.replace("secrets", "")
@@ -145,7 +145,7 @@ def test_no_secret_is_left_in_what_is_shown(pipeline: Pipeline, targets: dict[st
 def test_a_password_that_is_a_word_spoils_nothing_else(pipeline: Pipeline, targets: dict[str, VersionId]) -> None:
     settings = replace(
         SETTINGS, postgres_url="postgresql://recs:recs@db/shop", redis_url="redis://:recs@redis:6379/0")  # fmt: skip
-    secrets = risingwave.secrets_of(settings)
+    secrets = secrets_of(settings)
     shown = without_secrets(statement(pipeline["shop"], targets, settings), secrets)
     assert "password = '***'" in shown
     assert "username = 'recs'" in shown
@@ -155,17 +155,17 @@ def test_a_password_that_is_a_word_spoils_nothing_else(pipeline: Pipeline, targe
 
 
 def test_versions_are_checked_before_anything_is_sent() -> None:
-    assert risingwave.risingwave_version("PostgreSQL 13.14.0-RisingWave-2.8.1 (abcdef)") == (2, 8)
+    assert risingwave_version("PostgreSQL 13.14.0-RisingWave-2.8.1 (abcdef)") == (2, 8)
     with pytest.raises(EngineError, match=r"RisingWave 2\.6 is too old: 2\.8 or later is wanted"):
-        risingwave.risingwave_version("PostgreSQL 13.14.0-RisingWave-2.6.0 (abcdef)")
+        risingwave_version("PostgreSQL 13.14.0-RisingWave-2.6.0 (abcdef)")
     with pytest.raises(EngineError, match="no RisingWave"):
-        risingwave.risingwave_version("PostgreSQL 17.2 on x86_64-pc-linux-gnu")
-    risingwave.check_postgres((2, 8), 17)
-    risingwave.check_postgres((3, 1), 18)
+        risingwave_version("PostgreSQL 17.2 on x86_64-pc-linux-gnu")
+    check_postgres((2, 8), 17)
+    check_postgres((3, 1), 18)
     with pytest.raises(
         EngineError, match=r"RisingWave 2\.9 reads changes of PostgreSQL up to 17, and the catalog is in 18"
     ):
-        risingwave.check_postgres((2, 9), 18)
+        check_postgres((2, 9), 18)
 
 
 @pytest.mark.parametrize(
@@ -182,12 +182,12 @@ def test_what_needs_a_licence_is_named_with_its_line(tmp_path: Path, text: str, 
     (tmp_path / "a.sql").write_text("CREATE TABLE a (x VARCHAR PRIMARY KEY)")
     (tmp_path / "b.sql").write_text(f"-- a comment\n{text}")
     with pytest.raises(PipelineError, match=rf"b\.sql:2: {feature} of RisingWave need a licence"):
-        risingwave.check_licence(Pipeline.load(tmp_path)["b"])
+        check_licence(Pipeline.load(tmp_path)["b"])
 
 
 def test_the_pipeline_needs_no_licence(pipeline: Pipeline) -> None:
     for relation in pipeline:
-        risingwave.check_licence(relation)
+        check_licence(relation)
 
 
 # -- a whole plan, against what answers as a RisingWave's catalog would -----------------------------------------------
@@ -202,6 +202,8 @@ class Catalog:
         self.redis, self.sent = connection, list[str]()
         self.relations: dict[str, tuple[int, str, str]] = {}
         self.building: dict[str, int] = {}
+        self.progress: dict[str, list[dict[str, Any]]] = {}
+        self.failures: list[dict[str, Any]] = []
         self._answer: list[dict[str, Any]] = []
         self._ids = itertools.count(1)
 
@@ -243,6 +245,10 @@ class Catalog:
             return [{"name": name} for name, (_, what, _) in self.relations.items() if what == "view"]
         if text == "SHOW PARAMETERS":
             return [{"Name": "barrier_interval_ms", "Value": "1000"}]
+        if text.startswith("SELECT * FROM"):
+            return self.progress.get(text.split()[-1], [])
+        if "SINK_FAIL" in text:
+            return self.failures
         if text.startswith("SELECT COUNT(*)"):
             return [{"rows": 0}]
         return [{"version": "PostgreSQL 13.14.0-RisingWave-2.8.0 (abc)"}] if "version()" in text else []
@@ -273,17 +279,15 @@ def cluster(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(default_sql_dir(), tmp_path / "sql")
     settings = replace(
         SETTINGS, sql_dir=tmp_path / "sql", redis_url=redis_url, risingwave_url="postgresql://root:rw-secret@rw:4566/dev",
-        risingwave_redis_url=SETTINGS.redis_url, grace_seconds=600.0)  # fmt: skip
+        risingwave_redis_url=SETTINGS.redis_url, engine=RISINGWAVE, grace_seconds=600.0)  # fmt: skip
     with redis.Redis.from_url(redis_url, decode_responses=True) as connection:
         connection.flushdb()
         catalog, made = Catalog(connection), list[str]()
-        monkeypatch.setattr(risingwave.psycopg, "connect", lambda *_, **__: catalog)
-        monkeypatch.setattr(risingwave, "_postgres_major", lambda url: 17)
-        monkeypatch.setattr(
-            risingwave, "ensure_topics", lambda servers, names, partitions, compacted: made.extend(names)
-        )
-        monkeypatch.setattr(risingwave, "ensure_catalog", lambda url: made.append("catalog"))
-        monkeypatch.setattr(risingwave, "_count_in_postgres", lambda url, table: 0)
+        monkeypatch.setattr(driver.psycopg, "connect", lambda *_, **__: catalog)
+        monkeypatch.setattr(driver, "major_version", lambda url: 17)
+        monkeypatch.setattr(driver, "ensure_topics", lambda servers, names, partitions, compacted: made.extend(names))
+        monkeypatch.setattr(driver, "ensure_catalog", lambda url: made.append("catalog"))
+        monkeypatch.setattr(driver, "count_rows", lambda url, table: 0)
         monkeypatch.setattr(applying, "BETWEEN_LOOKS", 0.0)
         no_keys = pa.table({"key": pa.array([], pa.string())})
         monkeypatch.setattr(RisingWaveEngine, "sink_keys", lambda *_: no_keys)
@@ -294,7 +298,7 @@ def cluster(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_from_an_empty_cluster_to_the_whole_pipeline(cluster: Cluster) -> None:
     plan = cluster.engine.apply()
-    pipeline = Pipeline.load(cluster.engine.settings.sql_dir)
+    pipeline = Pipeline.of(cluster.engine.settings)
     assert [step.name for step in plan.steps] == list(pipeline.relations)
     assert cluster.engine.deployed() == {r.name: r.fingerprint for r in pipeline}
     assert not cluster.engine.plan()
@@ -340,7 +344,7 @@ def test_an_edited_view_is_built_beside_the_old_one_and_swapped_in(cluster: Clus
     ],
 )  # fmt: skip
 def test_a_question_is_one_statement_that_changes_nothing(sql: str, asks: bool) -> None:
-    assert risingwave.is_one_question(sql) is asks
+    assert is_one_question(sql) is asks
 
 
 def test_the_keys_of_a_live_sink_are_asked_of_its_own_query(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +377,7 @@ def test_what_is_no_question_is_not_sent(cluster: Cluster) -> None:
 
 def test_a_connection_takes_its_slot_along(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     dropped = list[str]()
-    monkeypatch.setattr(risingwave, "_drop_slot", lambda url, slot: dropped.append(slot))
+    monkeypatch.setattr(driver, "drop_slot", lambda url, slot: dropped.append(slot))
     cluster.engine.apply()
     shop = next(v for v in cluster.engine.deployment().versions if v.name == "shop")
     cluster.engine.drop(shop)
@@ -392,17 +396,67 @@ def test_a_slot_nobody_reads_is_dropped_in_postgresql(postgres_url: str) -> None
     slot = "recs_left_over"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])
-        risingwave._drop_slot(postgres_url, slot)
+        drop_slot(postgres_url, slot)
         found = connection.execute("SELECT 1 FROM pg_replication_slots WHERE slot_name = %s", [slot]).fetchall()
         assert found == []
-        risingwave._drop_slot(postgres_url, slot)  # nothing left: nothing to do
+        drop_slot(postgres_url, slot)  # nothing left: nothing to do
+
+
+@pytest.fixture
+def kafka(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], tuple[int, int]]:
+    """(topic, partition) → where it begins and ends."""
+    found = {("user_activity", 0): (5, 100), ("user_activity", 1): (7, 9), ("purchases", 0): (0, 0)}
+    topics = {topic: [n for t, n in found if t == topic] for topic, _ in found}
+    monkeypatch.setattr(
+        lag, "describe_topics", lambda _, names: {name: TopicInfo("id", tuple(topics[name])) for name in names}
+    )
+    monkeypatch.setattr(lag, "log_starts", lambda _, at: {place: found[place][0] for place in at})
+    monkeypatch.setattr(lag, "log_ends", lambda _, at: {place: found[place][1] for place in at})
+    return found
+
+
+def test_how_far_topics_are_read(cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]) -> None:
+    cluster.engine.apply()
+    newest = datetime.now(UTC) - timedelta(seconds=40)
+    cluster.catalog.progress["user_activity_raw_progress"] = [
+        {"kafka_partition": "0", "last_offset": 89, "newest": newest}
+    ]
+    found = {(p["topic"], p["partition"]): p for p in cluster.engine.status()["partitions"]}
+    behind = found["user_activity", 0]
+    assert (behind["next_offset"], behind["end_offset"], behind["lag"]) == (90, 100, 10)
+    assert 40 <= behind["lag_seconds"] < 60
+    assert found["user_activity", 1]["lag"] == 2, "nothing of it is read yet, and it begins at 7"
+    assert found["purchases", 0]["lag"] == 0
+    cluster.catalog.progress["user_activity_raw_progress"][0]["last_offset"] = 99
+    assert cluster.engine.status()["partitions"][0]["lag"] == 0
+
+
+def test_a_sink_that_fails_is_told_of_while_it_is_news_without_a_password(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]
+) -> None:
+    cluster.engine.apply()
+    physical = next(name for name in cluster.catalog.relations if name.startswith("products_sink__"))
+    error = "cannot reach redis://:redis-secret@redis:6379/0"
+    now = datetime.now(UTC)
+    event = {"info": {"sinkFail": {"sinkName": physical, "error": error}}, "timestamp": now}
+    cluster.catalog.failures = [{"info": {"sinkFail": {"sinkName": "another"}}, "timestamp": now}, event]
+    told = cluster.engine.status()["problems"]["redis"]
+    assert told == f"products_sink failed at {now:%H:%M:%S} UTC: cannot reach redis://:***@redis:6379/0"
+    event["timestamp"] = now - timedelta(minutes=5)
+    assert cluster.engine.status()["problems"] == {}
+
+
+def test_kafka_that_is_away_is_a_problem_of_the_status(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.engine.apply()
+    monkeypatch.setattr(lag, "admin_client", lambda _: admin_client("127.0.0.1:1"))
+    assert cluster.engine.status()["problems"] == {"kafka": "Kafka at kafka:9092: it does not answer"}
 
 
 def test_rows_are_counted_in_postgresql(postgres_url: str) -> None:
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute('CREATE SCHEMA IF NOT EXISTS "odd name"')
         connection.execute('CREATE TABLE IF NOT EXISTS "odd name".things AS SELECT 1 AS x UNION ALL SELECT 2')
-        assert risingwave._count_in_postgres(postgres_url, "odd name.things") == 2
+        assert count_rows(postgres_url, "odd name.things") == 2
         connection.execute('DROP SCHEMA "odd name" CASCADE')
 
 

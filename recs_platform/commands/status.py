@@ -23,7 +23,7 @@ from recs_platform.health import Finding
 from recs_platform.health import State as Health
 from recs_platform.lineage import label
 from recs_platform.monitor import Report, Watch
-from recs_platform.settings import Settings
+from recs_platform.settings import LOCAL, RISINGWAVE, Settings
 from recs_platform.stack import control
 from recs_platform.stack.process import marked
 from recs_platform.stack.state import PartState, StackState, load
@@ -80,7 +80,7 @@ def look(watch: Watch) -> Seen:
     stack = control.read_stack(settings.state_dir)
     if stack is None and not _is_elsewhere(settings):
         return Seen(settings.state_dir, None, None, _why_not_running(settings.state_dir))
-    has_engine = stack is None or settings.engine != "local" or any(part.name == "engine" for part in stack.parts)
+    has_engine = stack is None or settings.engine != LOCAL or any(part.name == "engine" for part in stack.parts)
     if not has_engine:  # `recs up --only …`: nothing is to be fresh
         return Seen(settings.state_dir, stack, None)
     return Seen(settings.state_dir, stack, watch.report())
@@ -88,7 +88,7 @@ def look(watch: Watch) -> Seen:
 
 def _is_elsewhere(settings: Settings) -> bool:
     """Whether the engine is the user's own, so that no stack has to run here."""
-    return bool(settings.engine == "risingwave" and settings.risingwave_url)
+    return bool(settings.engine == RISINGWAVE and settings.risingwave_url)
 
 
 def _why_not_running(state_dir: Path) -> str:

@@ -15,7 +15,7 @@ from recs_platform.catalog_carrier import carry_all, is_in_topics, write_files
 from recs_platform.errors import StackError
 from recs_platform.events import TOPICS
 from recs_platform.pipeline import Pipeline
-from recs_platform.settings import FILE, Settings, project_root
+from recs_platform.settings import FILE, LOCAL, Settings, project_root
 from recs_platform.stack import dagster
 from recs_platform.stack.broker import broker, probe_kafka
 from recs_platform.stack.postgres import cluster, postgres, probe_postgres
@@ -51,7 +51,7 @@ def services(
     `ports` are those the parts had before; a part in `adopted` still runs and keeps its own. Raises `StackError`
     naming the variable when a wanted port is taken.
     """
-    if settings.engine != "local":  # it is yours, and runs elsewhere
+    if settings.engine != LOCAL:  # it is yours, and runs elsewhere
         names = [name for name in names if name != "engine"]
     yours = _yours(settings)
     planned = _ports(settings, [name for name in names if name in PORTS and name not in yours], ports, adopted)

@@ -8,8 +8,6 @@ passwords in clear text in its definitions and repeats them in errors: they are 
 from __future__ import annotations
 
 import json
-import re
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,18 +17,14 @@ from typing import Any, cast
 import psycopg
 import pyarrow as pa
 import redis
-from psycopg import sql
+from confluent_kafka import KafkaException
 from psycopg.rows import dict_row
-from sqlglot.errors import SqlglotError
-from sqlglot.tokenizer_core import TokenType
-from sqlglot.tokens import Tokenizer
 
 from recs_platform.applying import Applier, locked, replacements
 from recs_platform.capabilities import Capabilities
-from recs_platform.catalog import connected, ensure_catalog
+from recs_platform.catalog import ensure_catalog
 from recs_platform.catalog_file import find_file, typed_rows
 from recs_platform.choice import going_along
-from recs_platform.columns import DIALECT
 from recs_platform.deployment import (
     Deployment,
     Version,
@@ -41,13 +35,27 @@ from recs_platform.deployment import (
     taken_apart,
     with_public_names,
 )
-from recs_platform.errors import EngineError, EngineUnavailable, PipelineError, QueryError, SourceError
-from recs_platform.pipeline import Kind, Pipeline, Relation, render
+from recs_platform.engines.risingwave.checks import check_licence, check_postgres, risingwave_version
+from recs_platform.engines.risingwave.lag import failing_sink, partitions
+from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
+from recs_platform.engines.risingwave.postgres import count_rows, drop_slot, major_version
+from recs_platform.engines.risingwave.statements import (
+    differences,
+    is_one_question,
+    publication,
+    query_of,
+    removal,
+    slot_name,
+    statement,
+)
+from recs_platform.errors import EngineError, EngineUnavailable, QueryError
+from recs_platform.kafka_address import hosts
+from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Plan, Tell, make_plan
 from recs_platform.serving import keys
-from recs_platform.settings import Settings, masked, passwords_of
+from recs_platform.settings import Settings, masked
 from recs_platform.statements import parse
-from recs_platform.topics import ensure_topics
+from recs_platform.topics import describe, ensure_topics
 
 CAPABILITIES = Capabilities(
     name="risingwave",
@@ -64,16 +72,7 @@ CANNOT_FORGET = (
     "`recs apply --rebuild` the sources; what lies in PostgreSQL is deleted there"
 )
 CONNECT_SECONDS = 5
-SLOT_SECONDS = 15.0
-OLDEST = (2, 8)  # what the statements were run on
-NEWEST_POSTGRES = {(2, 8): 17, (3, 0): 18}  # RisingWave from → the newest PostgreSQL it reads changes of
 
-LICENSED = {
-    "Redis streams": re.compile(r"redis_value_type\s*=\s*'stream'", re.IGNORECASE),
-    "questions about the past": re.compile(r"FOR\s+SYSTEM_TIME\s+AS\s+OF\s+(?!PROCTIME)", re.IGNORECASE),
-    "resource groups": re.compile(r"resource_group", re.IGNORECASE),
-}
-"""Feature → how it is recognised in a file. Secrets and automatic schema changes do not even parse here."""
 
 _KINDS = {
     "materialized view": Kind.VIEW,
@@ -82,13 +81,6 @@ _KINDS = {
     "source": Kind.SOURCE,
     "sink": Kind.SINK,
 }
-_QUESTIONS = {"SELECT", "WITH", "EXPLAIN", "SHOW", "DESCRIBE"}
-_VERSION = re.compile(r"RisingWave-(\d+)\.(\d+)")
-_SECRET_OPTION = re.compile(
-    r"((?:password|secret|token)[\w.]*\"?\s*[:=]\s*)(?:'(?:[^']|'')*'|\"[^\"]*\"|[^\s,)'\"]+)", re.IGNORECASE
-)
-_URL_PASSWORD = re.compile(r"(://[^:/@\s']*:)[^@\s']+(?=@)")
-_TELLING = 8  # a password that short is a word like any other: it is masked where it stands as one, and nowhere else
 
 
 class RisingWaveEngine:
@@ -220,7 +212,8 @@ class RisingWaveEngine:
         """`relations` (name, kind, fingerprint) that are live, `building` (physical name → how far), no `problems`;
         `gone_back`: whether a version that the files want was replaced, or only a part of them is deployed by choice.
 
-        `partitions` is empty: RisingWave does not say how far it has read.
+        `partitions`: how far each partition of the events' topics is read, from the views that are there for it.
+        `problems`: what keeps it from reading or writing just now.
         """
         deployment = self.deployment()
         relations = [
@@ -236,11 +229,18 @@ class RisingWaveEngine:
             for v in deployment.versions
             if v.name not in deployment.live or deployment.live[v.name].fingerprint != v.id.fingerprint
         )
+        found, problems = list[dict[str, Any]](), dict[str, str]()
+        try:
+            found = partitions(files, deployment.live, self.settings.require("kafka_bootstrap_servers"), self._rows)
+        except KafkaException as error:
+            problems["kafka"] = f"Kafka at {hosts(self.settings.kafka_bootstrap_servers)}: {describe(error)}"
+        if failing := failing_sink(deployment, self._rows):
+            problems["redis"] = self._masked(failing)
         return {
             "relations": relations,
             "building": building,
-            "partitions": [],
-            "problems": {},
+            "partitions": found,
+            "problems": problems,
             "gone_back": gone_back,
         }
 
@@ -258,11 +258,11 @@ class RisingWaveEngine:
 
     def sink_keys(self, sink: Relation, targets: Mapping[str, VersionId]) -> pa.Table:
         """The keys a sink's query gives now: the column `key`."""
-        return self.query(f"SELECT key FROM ({_query_of(sink, targets)}) AS documents")
+        return self.query(f"SELECT key FROM ({query_of(sink, targets)}) AS documents")
 
     def rows_of(self, sink: Relation, targets: Mapping[str, VersionId], among: Sequence[str]) -> pa.Table:
         """Those of these keys that a sink's query gives now, with all its columns."""
-        return self.query(f"SELECT * FROM ({_query_of(sink, targets)}) AS documents WHERE key = ANY($1)", [list(among)])
+        return self.query(f"SELECT * FROM ({query_of(sink, targets)}) AS documents WHERE key = ANY($1)", [list(among)])
 
     def sink_rows(self, sink: str, count: int | None = None, among: Sequence[str] | None = None) -> pa.Table:
         """See `StreamEngine.sink_rows`; some are the first that its query gives."""
@@ -295,7 +295,7 @@ class RisingWaveEngine:
         """Says what RisingWave would refuse or do wrong, before any statement. Raises `EngineError` or `PipelineError`."""
         version = risingwave_version(str(self._rows("SELECT version() AS version")[0]["version"]))
         if any(r.connector == "postgres-cdc" for r in pipeline):
-            check_postgres(version, _postgres_major(self.settings.require("postgres_url")))
+            check_postgres(version, major_version(self.settings.require("postgres_url")))
         for relation in pipeline:
             check_licence(relation)
 
@@ -330,7 +330,7 @@ class RisingWaveEngine:
         if "table" not in relation.options:
             return None
         here = self._rows(f"SELECT COUNT(*) AS rows FROM {physical_name(relation.name, version)}")[0]["rows"]
-        return int(here), _count_in_postgres(self.settings.require("postgres_url"), relation.options["table"])
+        return int(here), count_rows(self.settings.require("postgres_url"), relation.options["table"])
 
     def _take_in_file(self, relation: Relation, version: VersionId) -> None:
         """Brings a table in step with its file, telling the rows that differ alone."""
@@ -358,7 +358,7 @@ class RisingWaveEngine:
         """A connection takes its replication slot along. Raises `SourceError` where that is still held."""
         self._do(removal(version))
         if version.is_connection:
-            _drop_slot(self.settings.require("postgres_url"), slot_name(self.settings.replication_slot, version.id))
+            drop_slot(self.settings.require("postgres_url"), slot_name(self.settings.replication_slot, version.id))
 
     # -- questions ------------------------------------------------------------------------------------------------
 
@@ -393,149 +393,6 @@ class RisingWaveEngine:
 
     def _masked(self, text: object) -> str:
         return without_secrets(str(text), self._secrets)
-
-
-# -- the statements -----------------------------------------------------------------------------------------------
-
-
-def statement(relation: Relation, targets: Mapping[str, VersionId], settings: Settings) -> str:
-    """The file's statement for one version of everything it names. Holds secrets."""
-    version = targets[relation.name]
-    variables = settings.sql_variables() | {
-        "version": str(version),
-        # two versions of a source stand side by side for a while, and one slot has one reader
-        "replication_slot": slot_name(settings.replication_slot, version),
-    }
-    text = relation.statement.renamed(physical_names(targets))
-    return render(text, variables, settings.kafka_options()).rstrip().rstrip(";")
-
-
-def _query_of(sink: Relation, targets: Mapping[str, VersionId]) -> str:
-    return render(sink.statement.query_renamed(physical_names(targets)), {"version": str(targets[sink.name])})
-
-
-def is_one_question(sql: str) -> bool:
-    """Whether it is one statement, and one that changes nothing."""
-    try:
-        tokens = Tokenizer(dialect=DIALECT).tokenize(sql)
-    except SqlglotError:
-        return False
-    kinds = [token.token_type for token in tokens]
-    ends = kinds.index(TokenType.SEMICOLON) + 1 if TokenType.SEMICOLON in kinds else len(kinds)
-    return bool(tokens) and tokens[0].text.upper() in _QUESTIONS and ends == len(kinds)
-
-
-def risingwave_version(text: str) -> tuple[int, int]:
-    """Of what `version()` gives. Raises `EngineError` where it is another database, or too old."""
-    match = _VERSION.search(text)
-    if match is None:
-        raise EngineError(f"RECS_RISINGWAVE_URL leads to something that is no RisingWave: {text!r}")
-    found = int(match[1]), int(match[2])
-    if found < OLDEST:
-        raise EngineError(f"RisingWave {_dotted(found)} is too old: {_dotted(OLDEST)} or later is wanted")
-    return found
-
-
-def check_postgres(risingwave: tuple[int, int], postgres: int) -> None:
-    """Raises `EngineError` where this RisingWave refuses to read the changes of this PostgreSQL."""
-    newest = NEWEST_POSTGRES[max(since for since in NEWEST_POSTGRES if since <= risingwave)]
-    if postgres > newest:
-        raise EngineError(
-            f"RisingWave {_dotted(risingwave)} reads changes of PostgreSQL up to {newest}, and the catalog is in {postgres}: "
-            "use an older PostgreSQL or a newer RisingWave"
-        )
-
-
-def check_licence(relation: Relation) -> None:
-    """Raises `PipelineError` for what works on a trial key of four cores and fails in production."""
-    for feature, pattern in LICENSED.items():
-        match = pattern.search(relation.text)
-        if match:
-            line = relation.text.count("\n", 0, match.start()) + 1
-            raise PipelineError(f"{feature} of RisingWave need a licence: do without", relation.path, line)
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
-
-
-def _postgres_major(url: str) -> int:
-    with connected(url) as connection:
-        return connection.info.server_version // 10_000
-
-
-def _count_in_postgres(url: str, table: str) -> int:
-    with connected(url) as connection:
-        name = sql.Identifier(*table.split("."))
-        row = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(name)).fetchone()
-        return int(row[0]) if row else 0
-
-
-def _drop_slot(url: str, slot: str) -> None:
-    """RisingWave leaves it there, and PostgreSQL would keep its log for it."""
-    deadline = time.monotonic() + SLOT_SECONDS
-    with connected(url) as connection:
-        connection.autocommit = True
-        while rows := connection.execute(
-            "SELECT active FROM pg_replication_slots WHERE slot_name = %s", [slot]
-        ).fetchall():
-            if not rows[0][0]:
-                connection.execute("SELECT pg_drop_replication_slot(%s)", [slot])
-            elif time.monotonic() > deadline:
-                raise SourceError(
-                    f"the replication slot {slot} is still in use {SLOT_SECONDS:.0f} s after its source was dropped: "
-                    f"SELECT pg_drop_replication_slot('{slot}') when it is not"
-                )
-            time.sleep(0.1)
-
-
-def differences(
-    key: Sequence[str], there: Iterable[Mapping[str, object]], wanted: Iterable[Mapping[str, object]]
-) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
-    """The keys of rows to take away, and the rows to put, for a table to hold what is wanted."""
-    old, new = ({tuple(row[k] for k in key): tuple(row.values()) for row in rows} for rows in (there, wanted))
-    return [k for k in old if k not in new], [row for k, row in new.items() if old.get(k) != row]
-
-
-def slot_name(prefix: str, version: VersionId) -> str:
-    return f"{prefix}_{version}"
-
-
-def publication(name: str, version: VersionId, views: set[str]) -> list[str]:
-    """The statements after which a public name stands for a version, given the views that are there.
-
-    Swapping the names of two views is one step; a helper left by a switch that was cut short is removed first.
-    """
-    selected = f"AS SELECT * FROM {physical_name(name, version)}"
-    if name not in views:
-        return [f"CREATE VIEW {name} {selected}"]
-    helper = f"{name}__next"
-    left_over = [f"DROP VIEW {helper}"] if helper in views else []
-    swap = [f"CREATE VIEW {helper} {selected}", f"ALTER VIEW {name} SWAP WITH {helper}", f"DROP VIEW {helper}"]
-    return [*left_over, *swap]
-
-
-def removal(version: Version) -> str:
-    """The statement that drops a version."""
-    is_materialized = re.search(r"^\s*CREATE MATERIALIZED", version.definition, re.IGNORECASE | re.MULTILINE)
-    what = "MATERIALIZED VIEW" if is_materialized else version.kind.upper()
-    return f"DROP {what} IF EXISTS {version.physical_name}"
-
-
-def without_secrets(text: str, secrets: Sequence[str]) -> str:
-    """The text with every option that sounds like a secret, every password of a URL, and every known one as `***`."""
-    text = _URL_PASSWORD.sub(r"\1***", _SECRET_OPTION.sub(r"\1'***'", text))
-    for secret in secrets:
-        if len(secret) >= _TELLING:
-            text = text.replace(secret.replace("'", "''"), "***").replace(secret, "***")
-    return text
-
-
-def secrets_of(settings: Settings) -> list[str]:
-    """Every password that a statement or a message may hold, the longest first."""
-    urls = [settings.postgres_url, settings.redis_url, settings.risingwave_url, settings.kafka_bootstrap_servers]
-    urls += [settings.risingwave_postgres_url, settings.risingwave_redis_url, settings.risingwave_kafka]
-    return sorted(set[str]().union(*map(passwords_of, urls)), key=len, reverse=True)
 
 
 def _plain(value: object) -> object:
