@@ -1,4 +1,4 @@
-"""The catalog in PostgreSQL: its two tables, and what fills them.
+"""The catalog in PostgreSQL: its two tables and what fills them; and the table of the platform's own heartbeat.
 
 Everything here is plain SQL against `public.product_catalog` and `public.customers`; the engine learns of it
 by logical replication, like of any other change.
@@ -39,6 +39,11 @@ TABLES = {
             user_id  bigint PRIMARY KEY,
             age_band text,
             country  text
+        )""",
+    "recs_heartbeat": """
+        CREATE TABLE public.recs_heartbeat (
+            name   text PRIMARY KEY,
+            canary text
         )""",
 }
 

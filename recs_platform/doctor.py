@@ -17,6 +17,7 @@ import psutil
 from confluent_kafka import KafkaException
 from psycopg.rows import dict_row
 
+from recs_platform.canary import fly
 from recs_platform.catalog import connected
 from recs_platform.engines import connect
 from recs_platform.errors import RecsError
@@ -270,3 +271,8 @@ def _engine(settings: Settings) -> Iterator[Diagnosis]:
         yield Diagnosis(
             "the engine", Verdict.WARNING, "what is deployed is not what sql/ says", "`recs plan` shows what differs"
         )
+    for flight in fly(settings, pipeline):
+        if flight.seconds is None:
+            yield Diagnosis("the path", Verdict.ILL, flight.words, "`recs status` names the box to blame")
+        else:
+            yield Diagnosis("the path", Verdict.WELL, flight.words)

@@ -1,4 +1,4 @@
-"""Readings → findings: is it fresh, idle, behind, stalled or broken, since when, and which box is to blame.
+"""Readings → findings: is it fresh, idle, being rebuilt, behind, stalled or broken, since when, and which box is to blame.
 
 Pure: whoever takes readings hands them over, with what was known at the last look. Judged from offsets and the times of
 messages, never from when something last ran.
@@ -28,13 +28,14 @@ class State(StrEnum):
     FRESH = "fresh"
     IDLE = "idle"
     UNKNOWN = "unknown"
+    REBUILDING = "rebuilding"
     BEHIND = "behind"
     STALLED = "stalled"
     BROKEN = "broken"
 
     @property
     def is_well(self) -> bool:
-        return self in (State.FRESH, State.IDLE, State.UNKNOWN)
+        return self in (State.FRESH, State.IDLE, State.UNKNOWN, State.REBUILDING)
 
     @property
     def rank(self) -> int:
@@ -92,7 +93,8 @@ def judge(
     found = {reading.key: reading for reading in readings}
     counted = {key: _counted(found.get(key), memory.get(key, Seen()), now) for key in _outside(pipeline)}
     outside = {key: _of_outside(key, found, counted[key], pipeline, now) for key in _outside(pipeline)}
-    findings = [*outside.values(), *_of_relations(pipeline, found, outside, away)]
+    relations = (_while_built(finding, found) for finding in _of_relations(pipeline, found, outside, away))
+    findings = [*outside.values(), *relations]
     kept, after = [], {}
     for finding in findings:
         before = memory.get(finding.key)
@@ -101,6 +103,15 @@ def judge(
         after[finding.key] = Seen(finding.state, since, counts.taken, counts.taken_at, counts.sent, counts.sent_at)
         kept.append(replace(finding, since=since, blame=finding.blame or finding.key))
     return kept, after
+
+
+def _while_built(finding: Finding, found: Mapping[Key, Reading]) -> Finding:
+    """A relation that is well but for a new version on its way."""
+    progress = found[finding.key].state.get("building") if finding.key in found else None
+    if progress is None or not finding.state.is_well:
+        return finding
+    words = f"a new version is being built ({progress}); readers stay on the one before until it is whole"
+    return replace(finding, state=State.REBUILDING, words=words, next="", blame=finding.key)
 
 
 def worst(findings: Sequence[Finding]) -> State:

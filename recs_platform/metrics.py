@@ -24,6 +24,7 @@ HELP: Mapping[str, str] = {
     "changes": "Rows of a catalog table that were inserted, updated or deleted",
     "freshness_p50_seconds": "From an event to its document in Redis, the half",
     "freshness_p99_seconds": "From an event to its document in Redis, all but a hundredth",
+    "canary_seconds": "From a canary to its document in Redis, the last one",
     "lag_bytes": "Write-ahead log that the replication slot has not confirmed",
     "retained_bytes": "Write-ahead log that PostgreSQL keeps for the replication slot",
     "bytes_until_lost": "Write-ahead log until PostgreSQL gives up the replication slot",
@@ -53,14 +54,19 @@ def families(report: Report) -> Iterator[Metric]:
         for name, count in reading.counters.items():
             _add(found, name, count, reading.key, is_counter=True)
     yield from found.values()
-    well = GaugeMetricFamily("recs_well", "Whether a box is fresh, idle or unknown", labels=["box"])
+    well = GaugeMetricFamily("recs_well", "Whether nothing is wrong with a box", labels=["box"])
     state = GaugeMetricFamily("recs_state", "1 for the state that a box is in", labels=["box", "state"])
     since = GaugeMetricFamily("recs_state_since_seconds", "Unix time since when a box is in its state", labels=["box"])
     for finding in report.findings:
         well.add_metric([label(finding.key)], float(finding.state.is_well))
         state.add_metric([label(finding.key), str(finding.state)], 1.0)
         since.add_metric([label(finding.key)], finding.since)
-    yield from (well, state, since)
+    watchers = GaugeMetricFamily(
+        "recs_watcher_seen_seconds", "Unix time a sensor or daemon was last seen", labels=["watcher"]
+    )
+    for watcher in report.watchers:
+        watchers.add_metric([watcher.name], watcher.seen_at or 0.0)
+    yield from (well, state, since, watchers)
 
 
 def _in_seconds(name: str, number: float) -> tuple[str, float]:

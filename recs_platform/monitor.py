@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from recs_platform import canary
 from recs_platform.engines import connect
 from recs_platform.errors import RecsError
 from recs_platform.health import Finding, Memory, Seen, State, dump_memory, judge, load_memory, worst
@@ -19,8 +20,10 @@ from recs_platform.pipeline import Pipeline
 from recs_platform.readings import Reading, of_catalog, of_stream
 from recs_platform.schema import copies
 from recs_platform.settings import Settings
+from recs_platform.watchers import Watcher, ask
 
 ENGINE_SECONDS = 10.0
+WATCHERS_EVERY = 30.0  # seconds between two questions to Dagster
 AT_MOST_EVERY = 5.0  # seconds between looks of one watch
 REMEMBERED = "health.json"
 
@@ -29,13 +32,20 @@ REMEMBERED = "health.json"
 class Report:
     """What was found at one moment, in seconds since 1970: a finding and mostly a reading of each box.
 
-    `engine` is what the engine said of itself (`StreamEngine.status`), nothing where it did not answer.
+    `engine` is what the engine said of itself (`StreamEngine.status`), nothing where it did not answer. `watchers`: Dagster's,
+    where a `Watch` looked and Dagster runs here.
     """
 
     at: float
     readings: tuple[Reading, ...]
     findings: tuple[Finding, ...]
     engine: Mapping[str, Any] = field(default_factory=dict)
+    watchers: tuple[Watcher, ...] = ()
+
+    @property
+    def late_watchers(self) -> list[Watcher]:
+        """Those of Dagster's sensors and daemons that have not been seen for too long."""
+        return [watcher for watcher in self.watchers if watcher.is_late(self.at)]
 
     @property
     def state(self) -> State:
@@ -71,8 +81,26 @@ def look(settings: Settings, pipeline: Pipeline, memory: Memory) -> tuple[Report
     except RecsError as error:
         readings += [Reading(key, state={"problem": str(error)}) for key in _catalog_keys(pipeline)]
     now = time.time()
+    flights = canary.remembered(settings.state_dir, now)
+    readings = [_with_flight(reading, flights) for reading in readings]
     findings, after = judge(pipeline, readings, memory, now, away)
+    if not any(not finding.state.is_well for finding in findings):  # nothing else explains a canary that is lost
+        findings = [_with_loss(finding, flights) for finding in findings]
     return Report(now, tuple(readings), tuple(findings), status), after
+
+
+def _with_flight(reading: Reading, flights: Sequence[canary.Flight]) -> Reading:
+    took = [f.seconds for f in flights if (f.sink,) == reading.key and f.seconds is not None]
+    return replace(reading, numbers={**reading.numbers, "canary_seconds": round(took[0], 4)}) if took else reading
+
+
+def _with_loss(finding: Finding, flights: Sequence[canary.Flight]) -> Finding:
+    lost = [f for f in flights if (f.sink,) == finding.key and f.seconds is None]
+    if not lost:
+        return finding
+    words = f"a canary: {lost[0].words}"
+    next_step = "`recs doctor` sends another; look at the engine's log"
+    return Finding(finding.key, State.BROKEN, lost[0].sent_at, words, next_step, finding.key)
 
 
 def engine_status(settings: Settings) -> dict[str, Any]:
@@ -102,6 +130,8 @@ class Watch:
     ) -> None:
         self._settings, self._clock = settings, clock
         self._last: Report | None = None
+        self._watchers: tuple[Watcher, ...] = ()
+        self._watchers_at = 0.0
         self._lock = Lock()
 
     def report(self) -> Report:
@@ -115,12 +145,22 @@ class Watch:
         settings = self._settings()
         path = settings.state_dir / REMEMBERED
         report, memory = look(settings, Pipeline.of(settings), load_memory(_text(path)))
+        report = replace(report, watchers=self._watching(settings, report.at))
         with suppress(OSError):  # a full disk, or a directory that may only be read
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{time.monotonic_ns()}")
             temporary.write_text(dump_memory(memory))
             temporary.replace(path)
         return report
+
+    def _watching(self, settings: Settings, now: float) -> tuple[Watcher, ...]:
+        """Asked now and then: what is asked costs the web server more than all else here. Where it does not answer, those that
+        were there before grow late."""
+        if settings.dagster_url and now - self._watchers_at >= WATCHERS_EVERY:
+            self._watchers_at = now
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                self._watchers = tuple(ask(settings.dagster_url))
+        return self._watchers
 
 
 def _catalog_keys(pipeline: Pipeline) -> Iterable[Key]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
+from recs_platform.deployment import taken_apart
 from recs_platform.errors import RecsError, SourceError
 from recs_platform.lineage import Key, catalog_key, relation_key, topic_key
 from recs_platform.pipeline import Kind, Pipeline, Relation
@@ -96,9 +97,21 @@ def of_topics(status: Mapping[str, Any]) -> list[Reading]:
 
 
 def of_relations(status: Mapping[str, Any], pipeline: Pipeline) -> list[Reading]:
-    """Rows of each deployed relation, and for sinks of events how fresh Redis is."""
+    """Rows of each deployed relation, how far a new version of it is, and for sinks of events how fresh Redis is."""
     known = {entry["name"]: entry for entry in status["relations"]}
-    return [_of_relation(r, known[r.name], status, pipeline) for r in pipeline if r.name in known]
+    building = {parts[0]: str(how) for p, how in status.get("building", {}).items() if (parts := taken_apart(p))}
+    return [
+        _with_building(_of_relation(r, known[r.name], status, pipeline), building)
+        if r.name in known
+        else Reading(relation_key(r.name), state={"building": building[r.name]})
+        for r in pipeline
+        if r.name in known or r.name in building
+    ]
+
+
+def _with_building(reading: Reading, building: Mapping[str, str]) -> Reading:
+    progress = building.get(reading.key[-1])
+    return replace(reading, state={**reading.state, "building": progress}) if progress else reading
 
 
 def _of_relation(

@@ -33,7 +33,7 @@ def write(directory: Path, text: str, name: str = "products.csv") -> Path:
 
 
 def test_missing_tables_are_created_and_present_ones_left_alone(postgres_url: str) -> None:
-    assert ensure_catalog(postgres_url) == ("product_catalog", "customers")
+    assert ensure_catalog(postgres_url) == ("product_catalog", "customers", "recs_heartbeat")
     with psycopg.connect(postgres_url) as connection:
         connection.execute("ALTER TABLE product_catalog ADD COLUMN brand text")
     assert ensure_catalog(postgres_url) == ()

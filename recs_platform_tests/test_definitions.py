@@ -249,7 +249,7 @@ def test_a_tick_observes_topics_slot_catalog_and_relations(shop: Shop) -> None:
 def test_what_answers_is_observed_while_the_engine_is_away(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECS_ENGINE_URL", f"grpc://127.0.0.1:{free_port()}")
     observed, result = tick()
-    assert observed.keys() == {"shop", "postgres/customers", "postgres/product_catalog"}
+    assert observed.keys() == {"shop", "postgres/customers", "postgres/product_catalog", "postgres/recs_heartbeat"}
     assert "does not answer" in result.skip_reason.skip_message
 
 
@@ -282,7 +282,7 @@ def test_freshness_is_judged_for_every_relation_and_told_on_a_change(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = Pipeline.load(shop.settings.sql_dir)
-    eventually(lambda: shop.engine is not None and len(shop.engine.lags) == 6)
+    eventually(lambda: shop.engine is not None and len(shop.engine.lags) == 9)
     found, result = evaluated(health.view_freshness(pipeline))
     assert found.keys() == pipeline.relations.keys()
     assert all(evaluation.passed for evaluation in found.values()), [e.description for e in found.values()]
@@ -348,7 +348,7 @@ def test_redis_that_is_away_is_what_is_wrong_with_all_sinks(shop: Shop, monkeypa
 
 
 def test_the_scheduled_run_judges_the_same(shop: Shop) -> None:
-    eventually(lambda: shop.engine is not None and len(shop.engine.lags) == 6)
+    eventually(lambda: shop.engine is not None and len(shop.engine.lags) == 9)
     result = loaded().resolve_job_def("freshness_check").execute_in_process()
     found = {(e.asset_key.to_user_string(), e.check_name): e.passed for e in result.get_asset_check_evaluations()}
     pipeline = Pipeline.load(shop.settings.sql_dir)
@@ -392,12 +392,12 @@ def tables(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[psyco
 
 def test_a_breaking_change_fails_the_check_and_names_what_feels_it(tables: psycopg.Connection[Any]) -> None:
     before = look()
-    assert judged(before) == {"customers": True, "product_catalog": True}
+    assert judged(before) == {"customers": True, "heartbeat": True, "product_catalog": True}
     assert not look(before.cursor).asset_events, "nothing is news"
 
     tables.execute("ALTER TABLE product_catalog RENAME COLUMN price TO cost")
     after = look(before.cursor)
-    assert judged(after) == {"customers": True, "product_catalog": False}
+    assert judged(after) == {"customers": True, "heartbeat": True, "product_catalog": False}
     [broken] = [e for e in after.asset_events if isinstance(e, dg.AssetCheckEvaluation) and not e.passed]
     said = str(broken.metadata["what"].value)
     assert said == (
@@ -409,7 +409,7 @@ def test_a_breaking_change_fails_the_check_and_names_what_feels_it(tables: psyco
 
     tables.execute("ALTER TABLE product_catalog RENAME COLUMN cost TO price")
     undone = look(after.cursor)
-    assert judged(undone) == {"customers": True, "product_catalog": True}
+    assert judged(undone) == {"customers": True, "heartbeat": True, "product_catalog": True}
     assert rebuilt(undone) == ["product_catalog", "products_sink"], "what went on with NULL is built anew"
     assert not look(undone.cursor).run_requests, "one change starts one run"
 
@@ -444,7 +444,7 @@ def test_the_check_can_be_run_by_hand(tables: psycopg.Connection[Any]) -> None:
     check = catalog.checks(Pipeline.load(Settings.load().sql_dir))
     result = dg.materialize([check], resources={"platform": Platform()}, selection=dg.AssetSelection.all_asset_checks())
     found = {e.asset_key.to_user_string(): e.passed for e in result.get_asset_check_evaluations()}
-    assert found == {"customers": False, "product_catalog": True}
+    assert found == {"customers": False, "heartbeat": True, "product_catalog": True}
 
 
 def test_a_run_nobody_asked_for_does_not_break_readers(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,7 @@ def test_a_postgres_without_our_tables_says_how_to_get_them(settings: Settings, 
     there = replace(settings, postgres_url=postgres_url)
     assert [words for words, _ in ill("PostgreSQL", there)] == [
         "it has no table public.customers",
+        "it has no table public.recs_heartbeat",
         "it has no table public.product_catalog",
     ]
     ensure_catalog(postgres_url)

@@ -19,11 +19,11 @@ from recs_platform.health import (
 )
 from recs_platform.lineage import Key
 from recs_platform.pipeline import Pipeline
-from recs_platform.readings import Reading
+from recs_platform.readings import Reading, of_relations
 from recs_platform.settings import default_sql_dir
 
 PIPELINE = Pipeline.load(default_sql_dir())
-VIEWS, BUYS = ("kafka", "user_activity"), ("kafka", "purchases")
+VIEWS, BUYS, CANARIES = ("kafka", "user_activity"), ("kafka", "purchases"), ("kafka", "recs_canary")
 NOW = 1_000_000.0
 
 
@@ -42,11 +42,11 @@ def readings(
             counters={"messages": sent},
             state=_problem(problems, key),
         )
-        for key, (sent, lag, seconds) in {VIEWS: views, BUYS: buys}.items()
+        for key, (sent, lag, seconds) in {VIEWS: views, BUYS: buys, CANARIES: (5, 0, 0.0)}.items()
     ]
     catalog = [
         Reading(("postgres", table), state=_problem(problems, ("postgres", table)))
-        for table in ("customers", "product_catalog")
+        for table in ("customers", "product_catalog", "recs_heartbeat")
     ]
     relations = [Reading((r.name,), state=_problem(problems, (r.name,))) for r in PIPELINE]
     return [reading for reading in [*topics, *catalog, *relations] if reading.key not in set(without)]
@@ -179,3 +179,26 @@ def test_a_state_keeps_its_beginning() -> None:
 @pytest.mark.parametrize("text", ["", None, "no JSON", '[["x"]]'])
 def test_a_memory_that_cannot_be_read_is_begun_anew(text: str | None) -> None:
     assert load_memory(text) == {}
+
+
+def test_a_version_that_is_being_built_is_told_of_and_nothing_is_wrong() -> None:
+    status = {
+        "relations": [
+            {"name": r.name, "kind": str(r.kind), "fingerprint": r.fingerprint, "rows": None}
+            for r in PIPELINE
+            if r.name != "also_bought_sink"
+        ],
+        "partitions": [],
+        "problems": {},
+        "building": {"trending_products__12345678": "Snapshot [50.00%]", "also_bought_sink__12345678_2": "just begun"},
+    }
+    others = [reading for reading in readings() if reading.key[0] in ("kafka", "postgres")]
+    found, _ = judged([*others, *of_relations(status, PIPELINE)])
+    built = found["trending_products",]
+    assert (built.state, built.state.is_well) == (State.REBUILDING, True)
+    assert "Snapshot [50.00%]" in built.words
+    assert found["also_bought_sink",].state is State.REBUILDING, "nor one that is built for the first time"
+    assert found["trending_products_sink",].state is State.FRESH, "what reads it reads the one before"
+    broken = [Reading(VIEWS, state={"problem": "away"}), *(o for o in others if o.key != VIEWS)]
+    ill, _ = judged([*broken, *of_relations(status, PIPELINE)])
+    assert ill["trending_products",].state is State.BROKEN, "what is wrong goes first"

@@ -341,6 +341,15 @@ def test_a_ranking_is_kept_by_itself_where_what_it_keeps_tells_enough(tmp_path: 
     assert analyse(pipeline["ranking"], pipeline).mode == mode
 
 
+def test_a_sink_that_looks_at_the_time_keeps_its_rows(database: Database) -> None:
+    """For whoever looks at it between two ticks: there is no NOW() then."""
+    modes = {r.relation.name: r.mode for r in database.refreshers}
+    assert modes["canary_sink"] is Mode.KEYED
+    assert modes["trending_products_sink"] is Mode.DOCUMENTS
+    with database.snapshot() as cursor:
+        assert cursor.execute("SELECT count(*) FROM canary_sink").fetchall() == [(0,)]
+
+
 @pytest.mark.parametrize("name", RANKED)
 def test_rows_move_up_when_one_of_the_first_leaves(name: str, wider: Pipeline) -> None:
     assert analyse(wider[name], wider).mode == Mode.TOP

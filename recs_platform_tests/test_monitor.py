@@ -78,7 +78,13 @@ def test_an_engine_that_is_away_is_one_cause_however_many_boxes_it_has() -> None
 NAMES = {
     *(f"recs_{name}" for name in HELP),
     *(f"recs_{name}_total" for name in ("messages", "changes", "api_requests")),
-    *("recs_well", "recs_state", "recs_state_since_seconds", "recs_api_request_seconds_bucket"),
+    *(
+        "recs_well",
+        "recs_state",
+        "recs_state_since_seconds",
+        "recs_watcher_seen_seconds",
+        "recs_api_request_seconds_bucket",
+    ),
 }
 METRIC = re.compile(r"\brecs_\w+")
 

@@ -99,6 +99,7 @@ def test_topics_are_found(pipeline: Pipeline) -> None:
     assert {topic: source.name for topic, source in pipeline.topics.items()} == {
         "user_activity": "user_activity_raw",
         "purchases": "purchases_raw",
+        "recs_canary": "canary_raw",
     }
 
 
@@ -114,7 +115,7 @@ def test_lineage_goes_from_event_field_and_catalog_column_to_redis(pipeline: Pip
 
 def test_a_sink_names_the_redis_keys_it_writes(pipeline: Pipeline) -> None:
     assert {sink.redis_name for sink in pipeline.of_kind(Kind.SINK)} == {
-        "user_recommendations", "trending_products", "trending_by_segment", "also_bought", "products"}  # fmt: skip
+        "user_recommendations", "trending_products", "trending_by_segment", "also_bought", "products", "canary", "heartbeat"}  # fmt: skip
 
 
 def test_the_fingerprint_tells_meaning_not_spelling(tmp_path: Path) -> None:

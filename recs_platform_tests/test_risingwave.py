@@ -302,7 +302,7 @@ def test_from_an_empty_cluster_to_the_whole_pipeline(cluster: Cluster) -> None:
     assert [step.name for step in plan.steps] == list(pipeline.relations)
     assert cluster.engine.deployed() == {r.name: r.fingerprint for r in pipeline}
     assert not cluster.engine.plan()
-    assert set(cluster.made) == {"user_activity", "purchases", "catalog"}
+    assert set(cluster.made) == {"user_activity", "purchases", "recs_canary", "catalog"}
     assert "ALTER SYSTEM SET barrier_interval_ms = 250" in cluster.catalog.sent
     for sink in pipeline.of_kind(Kind.SINK):
         assert cluster.redis.get(keys.pointer(sink.redis_name)) == sink.fingerprint

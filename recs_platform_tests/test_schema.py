@@ -10,7 +10,7 @@ from recs_platform.pipeline import Pipeline
 from recs_platform.schema import CatalogColumn, Drift, What, copies, drifts, fits, needed_columns, read_columns
 from recs_platform.settings import default_sql_dir
 
-TABLES = ("public.customers", "public.product_catalog")
+TABLES = ("public.product_catalog", "public.customers", "public.recs_heartbeat")
 
 
 @pytest.fixture(scope="module")

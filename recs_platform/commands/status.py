@@ -47,7 +47,8 @@ class Seen:
         parts_are = self.stack.healthy if self.stack else not self.problem
         boxes_are = self.report is None or self.report.state.is_well
         problems = self.report.engine.get("problems") if self.report else None
-        return parts_are and boxes_are and not problems
+        watched = not (self.report and self.report.late_watchers)
+        return parts_are and boxes_are and watched and not problems
 
 
 @click.command()
@@ -119,6 +120,7 @@ def _as_json(seen: Seen) -> dict[str, Any]:
         found = {**asdict(seen.stack), **found, "parts": parts}
     if seen.report:
         found["engine"] = dict(seen.report.engine)
+        found["watchers"] = [asdict(watcher) for watcher in seen.report.watchers]
         found["boxes"] = [_box(finding) for finding in seen.report.findings]
     return found
 
@@ -138,7 +140,7 @@ def _shown(seen: Seen) -> RenderableType:
     if seen.stack:
         lines += [_parts(seen.stack), *_troubles(seen.stack)]
     if seen.report:
-        lines += [*_engine(seen.report.engine), *_boxes(seen.report)]
+        lines += [*_engine(seen.report.engine), *_canaries(seen.report), *_watchers(seen.report), *_boxes(seen.report)]
     return Group(*lines, Text(f"state and logs: {seen.state_dir}"))
 
 
@@ -192,8 +194,26 @@ def _engine(engine: Mapping[str, Any]) -> Iterator[Text]:
         yield Text(f"engine: {part}: {problem}")
 
 
+def _canaries(report: Report) -> Iterator[Text]:
+    took = {label(r.key): r.numbers["canary_seconds"] for r in report.readings if "canary_seconds" in r.numbers}
+    if took:
+        words = ", ".join(f"{sink.removesuffix('_sink')} {1000 * seconds:,.0f} ms" for sink, seconds in took.items())
+        yield Text(f"canaries, from being sent to Redis: {words}")
+
+
+def _watchers(report: Report) -> Iterator[Text]:
+    late = report.late_watchers
+    if report.watchers and not late:
+        yield Text(f"watchers: {len(report.watchers)} sensors and daemons of Dagster are at work")
+    for watcher in late:
+        seen = _ago(report.at - watcher.seen_at) + " ago" if watcher.seen_at else "never"
+        yield Text(f"watchers: {watcher.name} was last seen {seen}: look at dagster-daemon's log", "red")
+
+
 def _boxes(report: Report) -> Iterator[RenderableType]:
     yield Text(f"boxes: {report.counts}")
+    for finding in (f for f in report.findings if f.state is Health.REBUILDING):
+        yield Text(f"{label(finding.key)}: {finding.words}", "dim")
     if not report.causes:
         return
     table = Table(box=None, padding=(0, 1, 0, 0))

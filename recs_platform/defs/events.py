@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -11,7 +11,7 @@ import dagster as dg
 from recs_platform.defs.resources import Platform
 from recs_platform.errors import RecsError
 from recs_platform.event_drift import FieldDrift, drifts, fields_read, learned, profile, sample
-from recs_platform.pipeline import Pipeline
+from recs_platform.pipeline import Pipeline, Relation
 from recs_platform.settings import Settings
 
 EVERY = 60  # seconds between looks
@@ -32,7 +32,7 @@ def checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
             asset=dg.AssetKey(source.name),
             description=f"Whether the fields of {topic} are there as usual, with their usual types.",
         )
-        for topic, source in pipeline.topics.items()
+        for topic, source in _of_events(pipeline).items()
     ]
 
     @dg.multi_asset_check(specs=specs, can_subset=True)
@@ -40,7 +40,7 @@ def checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
     ) -> Iterator[dg.AssetCheckResult]:
         """Compares the newest messages with the oldest that the topic keeps; what is usual is known to the sensor alone."""
-        for topic, source in pipeline.topics.items():
+        for topic, source in _of_events(pipeline).items():
             key = dg.AssetCheckKey(dg.AssetKey(source.name), CHECK)
             if key not in context.selected_asset_check_keys:
                 continue
@@ -56,7 +56,7 @@ def checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
 
 
 def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
-    read = {topic: fields_read(pipeline, topic) for topic in pipeline.topics}
+    read = {topic: fields_read(pipeline, topic) for topic in _of_events(pipeline)}
 
     @dg.sensor(
         name="event_drift",
@@ -69,7 +69,7 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
         """Costs one read of a few hundred messages a topic. What is usual is learned only while something comes."""
         known: dict[str, dict[str, Any]] = _loaded(context.cursor)
         events, words, now = [], [], time.time()
-        for topic, source in pipeline.topics.items():
+        for topic, source in _of_events(pipeline).items():
             entry = known.setdefault(topic, {"count": -1, "at": now, "usual": {}, "told": ""})
             try:
                 payloads, count = sample(platform.settings().require("kafka_bootstrap_servers"), topic)
@@ -87,6 +87,11 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
         return dg.SensorResult(asset_events=events, skip_reason="; ".join(words), cursor=json.dumps(known))
 
     return event_drift
+
+
+def _of_events(pipeline: Pipeline) -> Mapping[str, Relation]:
+    """The topics with fields that something reads."""
+    return {topic: source for topic, source in pipeline.topics.items() if fields_read(pipeline, topic)}
 
 
 def _loaded(cursor: str | None) -> dict[str, dict[str, Any]]:

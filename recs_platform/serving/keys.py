@@ -29,6 +29,7 @@ TRENDING_PRODUCTS = "trending_products"
 TRENDING_BY_SEGMENT = "trending_by_segment"
 ALSO_BOUGHT = "also_bought"
 PRODUCTS = "products"
+CANARY, HEARTBEAT = "canary", "heartbeat"
 
 APPLY_LOCK = f"{ROOT}:_apply"
 REPLACED = f"{ROOT}:_replaced"
@@ -41,6 +42,8 @@ SERVED: Mapping[str, frozenset[str]] = {
     TRENDING_BY_SEGMENT: frozenset({"products", "candidates"}),
     ALSO_BOUGHT: frozenset({"products"}),
     PRODUCTS: frozenset({"product_id", "name", "category", "price", "image_url", "in_stock"}),
+    CANARY: frozenset({"canary"}),
+    HEARTBEAT: frozenset({"canary"}),
 }
 """The fields that readers look for in each sink's documents."""
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from urllib.parse import urlsplit
 from recs_platform.errors import StackError
 from recs_platform.settings import Settings, project_root
 from recs_platform.stack.service import HOST, Service
+from recs_platform.watchers import graphql
 
 WEBSERVER, DAEMON = "dagster-webserver", "dagster-daemon"
 PROBE_SECONDS = 5.0
@@ -79,13 +78,8 @@ def probe_daemon(url: str) -> None:
 
 
 def _ask(url: str, query: str) -> dict[str, Any]:
-    request = urllib.request.Request(
-        f"{url}/graphql", json.dumps({"query": query}).encode(), {"Content-Type": "application/json"}
-    )
     try:
-        with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as answer:
-            data: dict[str, Any] = json.load(answer)["data"]
-            return data
+        return graphql(url, query)
     except (OSError, ValueError, KeyError) as error:
         raise StackError(f"Dagster at {url}: {error}") from None
 

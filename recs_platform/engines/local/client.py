@@ -99,7 +99,8 @@ class LocalEngine:
         `events_per_second`, `messages`, `ticks`, `tick_p50_ms`, `tick_p99_ms`, `freshness_p50_ms`, `freshness_p99_ms`
         (newest message sent → Redis written), `lag` (messages not taken in) and `partitions`, `problems` (part → what is
         wrong),
-        `gone_back` (the files are those that somebody has rolled back),
+        `building` (physical name → how far a version is that is being built),
+        `gone_back` (the files are those that somebody has rolled back, or deployed a part of),
         `refused` (messages of forgotten shoppers), `redis_writes`, `memory_bytes`, `cpu_seconds`, and `relations`: name,
         kind, fingerprint, rows, mode, deployed_at, changed_at.
         """

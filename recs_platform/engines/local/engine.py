@@ -61,6 +61,7 @@ class Engine:
         self.settings, self.database, self.clock = settings, database, clock
         self.meter = Meter()
         self.problems: dict[str, str] = {}
+        self.building: dict[str, str] = {}  # physical name → how far
         self.lags: list[dict[str, Any]] = []
         self._newest: dict[str, datetime] = {}  # topic → when the newest message that is taken in was sent
         self._requests: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -302,12 +303,19 @@ class Engine:
 
     def _deploy(self, pipeline: Pipeline, rebuild: Iterable[str] = ()) -> Plan:
         topics = set(self.database.pipeline.topics)
-        plan = self.database.deploy(pipeline, self.clock(), rebuild, partial(self._read_tables, pipeline))
+        try:
+            plan = self.database.deploy(pipeline, self.clock(), rebuild, partial(self._at_the_start, pipeline))
+        finally:
+            self.building = {}
         for step in plan.steps:
             log.info("%s", step)
         if topics:
             self._reopen(topics, plan)
         return plan
+
+    def _at_the_start(self, pipeline: Pipeline, plan: Plan) -> dict[str, pa.Table]:
+        self.building = {step.physical_name: "with the others, in one step" for step in plan.of(Action.CREATE)}
+        return self._read_tables(pipeline, plan)
 
     def _read_tables(self, pipeline: Pipeline, plan: Plan) -> dict[str, pa.Table]:
         """The catalog tables that the plan creates where others look them up already: a lookup is not made again later.

@@ -15,7 +15,8 @@ The modes, from the cheapest to the one that is always right:
   the row that stands; where rows left, the pieces they touch are recomputed;
 - `TOP`: the first rows of each partition of one relation: those kept and those new are ranked anew, see `ranking`;
 - `KEYED`: the pieces that changed rows touch are recomputed;
-- `DOCUMENTS`: the same of a sink, whose rows nothing reads: they are worked out for Redis and kept nowhere;
+- `DOCUMENTS`: the same of a sink that does not look at the time, whose rows nothing reads: they are worked out for Redis and
+  kept nowhere;
 - `FULL`: no key could be shown; everything is recomputed when anything it reads changes.
 """
 
@@ -167,7 +168,8 @@ def _mode(analysis: Analysis, tracer: Tracer, pipeline: Pipeline) -> Mode:
         return Mode.ADDITIVE
     if analysis.top and is_timeless:
         return Mode.TOP
-    return Mode.DOCUMENTS if _tells_redis_keys(analysis) else Mode.KEYED
+    # rows that come and go by themselves are kept: whoever looks between two ticks has no NOW()
+    return Mode.DOCUMENTS if is_timeless and _tells_redis_keys(analysis) else Mode.KEYED
 
 
 def _tells_redis_keys(analysis: Analysis) -> bool:

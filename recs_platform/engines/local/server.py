@@ -93,6 +93,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             "lag": self._engine.lag(),
             "partitions": self._engine.lags,
             "problems": dict(self._engine.problems),
+            "building": dict(self._engine.building),
             "redis_writes": self._engine.sink.written,
             "refused": self._engine.database.refused,
             "gone_back": self._with_cursor(self._has_gone_back),

@@ -1,0 +1,96 @@
+"""Canaries through the whole path, as an asset check on the sinks they come out of, and as a plot over time."""
+
+import json
+import time
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import dagster as dg
+
+from recs_platform.canary import Flight, fly, remember
+from recs_platform.defs.resources import Platform
+from recs_platform.errors import RecsError
+from recs_platform.pipeline import Pipeline
+from recs_platform.settings import Settings
+
+CHECK = "canary"
+EVERY = 30  # seconds between flights
+AT_LEAST_EVERY = 300  # seconds between evaluations that say the same
+SINKS = ("canary_sink", "heartbeat_sink")
+
+
+@dg.definitions
+def definitions() -> dg.Definitions:
+    pipeline = Pipeline.of(Settings.load())
+    sinks = [name for name in SINKS if name in pipeline.relations]
+    if not sinks:
+        return dg.Definitions()
+    return dg.Definitions(asset_checks=[checks(pipeline, sinks)], sensors=[sender(pipeline)])
+
+
+def checks(pipeline: Pipeline, sinks: Collection[str]) -> dg.AssetChecksDefinition:
+    specs = [
+        dg.AssetCheckSpec(
+            CHECK, asset=dg.AssetKey(sink), description="Whether what is sent now comes to Redis, how soon."
+        )
+        for sink in sinks
+    ]
+
+    @dg.multi_asset_check(specs=specs, can_subset=True)
+    def canary(
+        context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> Iterator[dg.AssetCheckResult]:
+        """Sends one along each path and waits for it."""
+        try:
+            flights = fly(platform.settings(), pipeline)
+        except RecsError as error:
+            raise dg.Failure(str(error)) from error
+        wanted = {key.asset_key for key in context.selected_asset_check_keys}
+        yield from (dg.AssetCheckResult(**_judged(f)) for f in flights if dg.AssetKey(f.sink) in wanted)
+
+    return canary
+
+
+def sender(pipeline: Pipeline) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="canary",
+        target=None,
+        minimum_interval_seconds=EVERY,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Sends a message and a row of its own through the whole path, and sees how soon they are in Redis.",
+    )
+    def canary(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
+        """Evaluates the check `canary` when one is lost or comes again, and every few minutes."""
+        try:
+            settings = platform.settings()
+            flights = fly(settings, pipeline)
+        except RecsError as error:
+            return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
+        remember(settings.state_dir, flights)
+        said = _said(flights)
+        return dg.SensorResult(
+            asset_events=[dg.AssetCheckEvaluation(**_judged(f)) for f in flights] if said != context.cursor else [],
+            skip_reason="; ".join(flight.words for flight in flights),
+            cursor=said,
+        )
+
+    return canary
+
+
+def _said(flights: Sequence[Flight]) -> str:
+    lost = sorted(flight.sink for flight in flights if flight.seconds is None)
+    return json.dumps([lost, int(time.time() // AT_LEAST_EVERY)])
+
+
+def _judged(flight: Flight) -> dict[str, Any]:
+    """What a result of a run and an evaluation of a sensor both take."""
+    took: dict[str, dg.MetadataValue[Any]] = {}
+    if flight.seconds is not None:
+        took["milliseconds"] = dg.MetadataValue.float(round(1000 * flight.seconds, 1))
+    return {
+        "asset_key": dg.AssetKey(flight.sink),
+        "check_name": CHECK,
+        "passed": flight.seconds is not None,
+        "description": flight.words,
+        "metadata": {"sent_at": dg.MetadataValue.timestamp(flight.sent_at), **took},
+    }

@@ -1,0 +1,66 @@
+"""Who watches the watchers: how long ago each of Dagster's daemons and sensors last gave a sign, as its web server knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.request import Request, urlopen
+
+SECONDS = 5.0
+PATIENCE, AT_LEAST = 3.0, 120.0  # intervals that a sensor may miss, and seconds that anything may
+QUERY = """{
+  instance { daemonHealth { allDaemonStatuses { daemonType required lastHeartbeatTime } } }
+  repositoriesOrError { ... on RepositoryConnection { nodes { sensors {
+    name minIntervalSeconds sensorState { status ticks(limit: 1) { timestamp } }
+  } } } }
+}"""
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """A sensor or a daemon. `seen_at` in seconds since 1970, None for never; it should be seen `every` so many seconds."""
+
+    name: str
+    every: float
+    seen_at: float | None
+
+    def is_late(self, now: float) -> bool:
+        return self.seen_at is None or now - self.seen_at > max(PATIENCE * self.every, AT_LEAST)
+
+
+def ask(dagster_url: str) -> list[Watcher]:
+    """All that are to run. Raises what `graphql` raises."""
+    return watchers_of(graphql(dagster_url, QUERY))
+
+
+def graphql(dagster_url: str, query: str) -> dict[str, Any]:
+    """What Dagster's web server says. Raises `OSError` where it does not answer, `ValueError` or `KeyError` where it is none."""
+    question = json.dumps({"query": query}).encode()
+    request = Request(f"{dagster_url}/graphql", question, {"Content-Type": "application/json"})
+    with urlopen(request, timeout=SECONDS) as answer:
+        data: dict[str, Any] = json.load(answer)["data"]
+        return data
+
+
+def watchers_of(data: Mapping[str, Any]) -> list[Watcher]:
+    """From the answer to `QUERY`."""
+    return [*_daemons(data["instance"]["daemonHealth"]), *_sensors(data["repositoriesOrError"].get("nodes", ()))]
+
+
+def _daemons(health: Mapping[str, Any]) -> Iterator[Watcher]:
+    for daemon in health["allDaemonStatuses"]:
+        if daemon["required"]:
+            yield Watcher(f"daemon {daemon['daemonType'].lower()}", 30.0, daemon["lastHeartbeatTime"])
+
+
+def _sensors(repositories: list[Mapping[str, Any]]) -> Iterator[Watcher]:
+    for sensor in (sensor for repository in repositories for sensor in repository["sensors"]):
+        if sensor["sensorState"]["status"] == "RUNNING":
+            ticks = sensor["sensorState"]["ticks"]
+            yield Watcher(
+                f"sensor {sensor['name']}",
+                sensor["minIntervalSeconds"] or 30.0,
+                ticks[0]["timestamp"] if ticks else None,
+            )

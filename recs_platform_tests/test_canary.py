@@ -1,0 +1,135 @@
+"""Canaries go the whole path; one that does not come says why, and those who do not send any hear of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import redis
+
+from recs_platform.canary import NEWS, Flight, fly, remember, remembered
+from recs_platform.defs import canary as definitions
+from recs_platform.defs.resources import Platform
+from recs_platform.health import State
+from recs_platform.monitor import look
+from recs_platform.pipeline import Pipeline
+from recs_platform.stack.service import free_port
+from recs_platform_tests.shop_floor import Shop, eventually
+
+
+@pytest.fixture
+def shop(tmp_path: Path, kafka_servers: str, postgres_url: str, redis_url: str, topic_prefix: str) -> Iterator[Shop]:
+    shop = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix)
+    shop.open()
+    yield shop
+    shop.close()
+
+
+@contextmanager
+def at_work(shop: Shop) -> Iterator[None]:
+    """The engine goes on by itself meanwhile."""
+    assert shop.engine is not None
+    stop = threading.Event()
+    thread = threading.Thread(target=shop.engine.run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_both_paths_are_flown_and_nothing_else_holds_a_canary(shop: Shop) -> None:
+    pipeline = Pipeline.of(shop.settings)
+    with at_work(shop):
+        first, again = fly(shop.settings, pipeline), fly(shop.settings, pipeline)
+    assert {flight.sink for flight in first} == {"canary_sink", "heartbeat_sink"}
+    for flight in (*first, *again):
+        assert flight.seconds is not None, flight.problem
+        assert 0 < flight.seconds < 10
+    assert len(shop.documents("canary")) == 2, "each has a key of its own, for five minutes"
+    assert list(shop.documents("heartbeat")) == ["canary"]
+    for name in ("user_recommendations", "trending_products", "products"):
+        assert shop.documents(name) == {}
+    assert shop.database is not None
+    for relation in ("user_activity", "dead_letters", "product_catalog"):
+        assert shop.database.connection.execute(f"SELECT count(*) FROM {relation}").fetchall() == [(0,)]
+
+
+def test_an_engine_that_stands_still_loses_them_and_what_is_away_is_named(shop: Shop) -> None:
+    pipeline = Pipeline.of(shop.settings)
+    lost = fly(shop.settings, pipeline, wait=0.2)
+    assert [(f.sink, f.problem) for f in lost] == [
+        ("canary_sink", "nothing came within 0 s"),
+        ("heartbeat_sink", "nothing came within 0 s"),
+    ]
+    away = replace(shop.settings, kafka_bootstrap_servers=f"127.0.0.1:{free_port()}")
+    problems = {f.sink: f.problem for f in fly(away, pipeline, wait=0.2)}
+    assert "Kafka at 127.0.0.1" in problems["canary_sink"]
+    empty = replace(shop.settings, redis_url=f"redis://:s3cret@127.0.0.1:{free_port()}/0")
+    told = {f.problem for f in fly(empty, pipeline, wait=0.2)}
+    assert all("Redis at redis://:***@127.0.0.1" in problem for problem in told)
+
+
+def test_an_emptied_redis_counts_as_lost_until_it_is_filled(shop: Shop) -> None:
+    with at_work(shop):
+        eventually(lambda: fly(shop.settings, Pipeline.of(shop.settings), wait=5.0))
+    with redis.Redis.from_url(shop.redis_url) as connection:
+        connection.flushall()
+    assert all(f.seconds is None for f in fly(shop.settings, Pipeline.of(shop.settings), wait=0.2))
+
+
+def test_what_was_seen_is_remembered_while_it_is_news(tmp_path: Path) -> None:
+    now = time.time()
+    flight = Flight("canary_sink", "a message", now - 10, 0.2)
+    remember(tmp_path, [flight])
+    assert remembered(tmp_path, now) == [flight]
+    assert remembered(tmp_path, now + NEWS) == []
+    (tmp_path / "canary.json").write_text("[{")
+    assert remembered(tmp_path, now) == []
+    remember(tmp_path / "canary.json", [flight])  # no directory: nothing is kept, and nothing fails
+
+
+def test_a_lost_canary_is_a_finding_only_where_nothing_else_explains_it(shop: Shop) -> None:
+    """Here the engine does not answer, which does."""
+    remember(shop.settings.state_dir, [Flight("canary_sink", "a message", time.time(), problem="nothing came")])
+    report, _ = look(
+        replace(shop.settings, engine_url=f"grpc://127.0.0.1:{free_port()}"), Pipeline.of(shop.settings), {}
+    )
+    assert report.state is State.BROKEN
+    assert not [finding for finding in report.findings if "nothing came" in finding.words]
+
+
+def test_dagster_sends_one_and_writes_it_down_when_it_is_news(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "RECS_STATE_DIR": str(shop.settings.state_dir), "RECS_SQL_DIR": str(shop.settings.sql_dir),
+        "RECS_KAFKA_BOOTSTRAP_SERVERS": shop.kafka, "RECS_POSTGRES_URL": shop.postgres, "RECS_REDIS_URL": shop.redis_url,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(definitions, "AT_LEAST_EVERY", 10**9)
+    sensor = definitions.sender(Pipeline.of(shop.settings))
+
+    def tick(cursor: str | None) -> tuple[dict[str, dg.AssetCheckEvaluation], dg.SensorResult]:
+        with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:
+            result = sensor(context)
+        assert isinstance(result, dg.SensorResult)
+        found = [e for e in result.asset_events if isinstance(e, dg.AssetCheckEvaluation)]
+        return {e.asset_key.to_user_string(): e for e in found}, result
+
+    with at_work(shop):
+        found, result = tick(None)
+        assert all(e.passed and float(str(e.metadata["milliseconds"].value)) > 0 for e in found.values())
+        assert found.keys() == {"canary_sink", "heartbeat_sink"}
+        again, result = tick(result.cursor)
+        assert not again, "nothing is news"
+    monkeypatch.setattr(definitions, "fly", lambda settings, pipeline: fly(settings, pipeline, wait=0.2))
+    lost, _ = tick(result.cursor)
+    assert not any(e.passed for e in lost.values())
+    assert "did not come to Redis" in str(lost["canary_sink"].description)
+    assert {f.seconds for f in remembered(shop.settings.state_dir, time.time())} == {None}
