@@ -150,6 +150,36 @@ def test_windows_expire_from_redis(shop: Shop) -> None:
     assert shop.documents("user_recommendations") == {}
 
 
+def test_a_clock_that_was_ahead_and_is_set_back(shop: Shop) -> None:
+    """All windows were emptied meanwhile: they are filled again, from a log that was not thrown away."""
+    engine = shop.open()
+    send(shop, day_of_traffic(600))
+    shop.settle()
+    lists = shop.documents("user_recommendations").keys()
+    assert lists
+    for ahead in (timedelta(days=1, hours=1), timedelta(days=400)):
+        shop.clock = lambda ahead=ahead: datetime.now(UTC) + ahead  # type: ignore[misc]
+        engine._next["trim"] = 0.0
+        shop.settle()
+        assert shop.documents("user_recommendations") == {}
+        shop.clock = lambda: datetime.now(UTC)
+        shop.settle()
+        assert_redis_is_right(shop)
+        assert shop.documents("user_recommendations").keys() == lists
+
+    shop.clock = lambda: datetime.now(UTC) + timedelta(days=2)
+    shop.settle()
+    shop.engine = None
+    engine.close()
+    moment = datetime.now(UTC)
+    shop.clock = lambda: moment
+    shop.open()
+    everybody_acts(shop)
+    shop.settle()
+    assert_redis_is_right(shop)
+    assert_lists_are_right(shop)
+
+
 def test_truncate_and_refill_of_the_catalog(shop: Shop) -> None:
     shop.open()
     send(shop, day_of_traffic(200))

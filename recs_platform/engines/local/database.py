@@ -38,6 +38,7 @@ from recs_platform.engines.local.relations import (
 from recs_platform.engines.local.storage import Storage, drop, quoted
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, make_plan
+from recs_platform.readers import downstream
 
 _STATE = """
 CREATE SCHEMA IF NOT EXISTS recs;
@@ -225,6 +226,20 @@ class Database:
         plan = self.deploy(pipeline, now, forgetting.to_rebuild(pipeline), first=remove)
         self._forgotten = forgetting.forgotten(self.connection)
         return plan
+
+    @property
+    def time(self) -> datetime:
+        """What NOW() is."""
+        return self._then
+
+    def set_back(self, now: datetime) -> Plan:
+        """NOW() is earlier from here on, and what it has a part in is what it would have been."""
+        timed = [r.relation.name for r in self.refreshers if r.looks_at_time]
+        below = {name for name in timed for name in (name, *(d.name for d in downstream(self.pipeline, name)))}
+        self._branches.catch_up(self._split[1], self.connection)
+        self._then = self._deployed_at = now
+        self.set_fact("time", now.isoformat())
+        return self.deploy(self.pipeline, now, [r.name for r in self.pipeline if r.name in below])
 
     def deployed_pipeline(self, former: bool = False) -> Pipeline:
         """The files as they are deployed, or as they were before they last changed; empty where nobody knows."""

@@ -42,6 +42,7 @@ LONGEST_ROUND = 0.15  # a rest makes no round longer: what is spared then is not
 BETWEEN_CLOCK_TICKS = timedelta(seconds=1)  # how often time alone makes rows come and go
 LONGEST_UNWRITTEN = 10.0  # seconds; what a tick of a backlog writes, the next one mostly writes over
 SAMPLE = 10  # the delay of one message in so many is noted
+SET_BACK = timedelta(minutes=1)  # a clock that is behind by more was set back, and is not merely corrected
 BETWEEN_CATALOG_POLLS = 0.2
 BETWEEN_TRIMS = 60.0
 RETRY_CATALOG = 1.0
@@ -160,10 +161,20 @@ class Engine:
     def _time_to_move_to(self) -> datetime | None:
         """What NOW() moves to, once a second; the ticks between are the quicker for not looking at the time."""
         now = self.clock()
+        if self.database.time - now > SET_BACK:
+            self._set_back(now)
         if now - self._clock_moved_at < BETWEEN_CLOCK_TICKS:
             return None
         self._clock_moved_at = now
         return now
+
+    def _set_back(self, now: datetime) -> None:
+        """A clock that was ahead has emptied windows, and they would stay so until it is that late again."""
+        log.warning(
+            "the clock was set back from %s to %s: what depends on the time is built anew", self.database.time, now
+        )
+        self.database.set_back(now)
+        self._clock_moved_at = datetime.fromtimestamp(0, UTC)
 
     def _tick(self, now: datetime | None, taken: TickInput) -> None:
         self.meter.note_tick(self.database.tick(now, taken))
@@ -177,8 +188,10 @@ class Engine:
         return is_written
 
     def _housekeeping(self, messages: Intake) -> None:
-        if self._is_due("trim", BETWEEN_TRIMS):
-            self.database.trim_logs(self.clock() - timedelta(hours=self.settings.log_retention_hours))
+        if self._newest and self._is_due("trim", BETWEEN_TRIMS):
+            # a clock that is ahead must not throw away what cannot be had again
+            now = min(self.clock(), max(self._newest.values()))
+            self.database.trim_logs(now - timedelta(hours=self.settings.log_retention_hours))
         if not messages.count:
             self.database.tidy()
         for topic, table in messages.tables.items():

@@ -71,6 +71,11 @@ class Refresher:
         """Whether no rows of it are kept."""
         return self.mode in (Mode.PASSING, Mode.DERIVED, Mode.DOCUMENTS)
 
+    @property
+    def looks_at_time(self) -> bool:
+        """Whether its rows come and go as time passes."""
+        return bool(self.analysis.time_filters or self.analysis.clock_bound)
+
     def full_sql(self) -> str:
         """The whole query over the upstreams' tables: what the rows must equal after every tick."""
         return self._query({i: quoted(name) for i, name in self._physical.items()})
