@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install up up-compose down down-compose test lint types suite soak test-kafka bench bench-quick lock clean help
+.PHONY: audit-dependencies install up up-compose down down-compose test lint types suite soak test-kafka bench bench-quick lock clean help
 
 help:  ## what there is
 	@grep -E '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,6 +48,10 @@ soak: install  ## faults under load for a quarter of an hour; OPTIONS="--minutes
 
 test-kafka: install  ## the broker-facing tests against Apache Kafka 4 (needs Java and Maven)
 	$(BIN)/python -m recs_platform_tests.apache_kafka $(BIN)/pytest recs_platform_tests/test_intake.py recs_platform_tests/test_engine.py
+
+audit-dependencies: install  ## known vulnerabilities of what requirements.lock pins (asks pypi.org)
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv tool run pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict
 
 bench: install  ## how fast it is and what it costs: about an hour, into .bench/report.md; OPTIONS="--events 10000000"
 	$(BIN)/python -m bench $(OPTIONS)

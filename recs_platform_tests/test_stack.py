@@ -210,6 +210,43 @@ def test_a_part_that_stands_still_is_killed_and_started_again(stack: Stack) -> N
         assert connection.ping()
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """One of 220 MB, where this may be made."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=220m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"a small disk cannot be made here: {made.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_stops_the_engine_alone_and_all_is_well_when_there_is_room_again(small_disk: Path) -> None:
+    stack = Stack(small_disk / "state")
+    try:
+        stack.up(*ONLY_SERVERS, "--only", "engine", "--only", "simulator", RECS_SIMULATE_USERS="50")
+        old = stack.pids()["engine"]
+        full = os.open(small_disk / "full", os.O_CREAT | os.O_WRONLY)
+        with suppress(OSError):
+            while True:
+                os.write(full, bytes(4096))
+        os.close(full)
+        assert wait_until(lambda: old not in stack.pids().values(), SECONDS)
+        status = stack.recs("status")
+        assert status.returncode == 1
+        assert "0 MB are free where the state lies" in status.stdout
+        assert {"supervisor", "postgres", "valkey", "broker", "simulator"} <= stack.pids().keys()
+        (small_disk / "full").unlink()
+        assert wait_until(stack.restarted("engine", old), SECONDS)
+        assert "Traceback" not in (stack.state_dir / "logs" / "engine.previous.log").read_text()
+    finally:
+        stack.recs("down")
+        _remove(stack.state_dir)
+
+
 def test_a_killed_broker_comes_back_with_its_topics(running_stack: Stack) -> None:
     old = running_stack.kill("broker")
     assert wait_until(running_stack.restarted("broker", old), SECONDS)

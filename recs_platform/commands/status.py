@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from recs_platform.stack.process import marked
 from recs_platform.stack.state import PartState, StackState, load
 
 BROKER_WARNING_BYTES = 1_000_000_000
+DISK_BYTES = 50_000_000  # with less the engine is about to stop
 BETWEEN_LOOKS = 2.0  # seconds of --watch
 HEALTH_COLOURS = {Health.BEHIND: "yellow", Health.STALLED: "red", Health.BROKEN: "red"}
 
@@ -41,14 +43,16 @@ class Seen:
     stack: StackState | None
     report: Report | None
     problem: str = ""
+    free: int | None = None  # bytes on the disk of the state directory, None where that is not there
 
     @property
     def healthy(self) -> bool:
         parts_are = self.stack.healthy if self.stack else not self.problem
         boxes_are = self.report is None or self.report.state.is_well
         problems = self.report.engine.get("problems") if self.report else None
+        has_room = self.free is None or self.free >= DISK_BYTES
         watched = not (self.report and self.report.late_watchers)
-        return parts_are and boxes_are and watched and not problems
+        return parts_are and boxes_are and watched and has_room and not problems
 
 
 @click.command()
@@ -84,7 +88,11 @@ def look(watch: Watch) -> Seen:
     has_engine = stack is None or settings.engine != LOCAL or any(part.name == "engine" for part in stack.parts)
     if not has_engine:  # `recs up --only …`: nothing is to be fresh
         return Seen(settings.state_dir, stack, None)
-    return Seen(settings.state_dir, stack, watch.report())
+    return Seen(settings.state_dir, stack, watch.report(), free=_free(settings.state_dir))
+
+
+def _free(state_dir: Path) -> int | None:
+    return shutil.disk_usage(state_dir).free if state_dir.is_dir() else None
 
 
 def _is_elsewhere(settings: Settings) -> bool:
@@ -141,6 +149,11 @@ def _shown(seen: Seen) -> RenderableType:
         lines += [_parts(seen.stack), *_troubles(seen.stack)]
     if seen.report:
         lines += [*_engine(seen.report.engine), *_canaries(seen.report), *_watchers(seen.report), *_boxes(seen.report)]
+    if seen.free is not None and seen.free < DISK_BYTES:
+        words = (
+            f"disk: {seen.free / 1e6:,.0f} MB are free where the state lies: make room, the engine cannot write without"
+        )
+        lines.append(Text(words, "red"))
     return Group(*lines, Text(f"state and logs: {seen.state_dir}"))
 
 

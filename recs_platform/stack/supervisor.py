@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from recs_platform.errors import RecsError
@@ -52,7 +53,8 @@ class Supervisor:
                 rounds += 1
                 if rounds % ROUNDS_A_LOG_CHECK == 0:
                     for part in self.parts:
-                        part.bound_log()
+                        with suppress(OSError):  # on a full disk no log grows
+                            part.bound_log()
             self._close()  # ends the parts, and so the probes that still wait for one
 
     def _round(self, probes: ThreadPoolExecutor) -> None:
@@ -75,8 +77,11 @@ class Supervisor:
         pid = None if state is State.STOPPED else os.getpid()
         now = StackState(state, pid, self.started, parts=[part.report() for part in self.parts])
         if now != self.written:
-            save(self.stack, now)
-            self.written = now
+            with suppress(
+                OSError
+            ):  # a full disk: what it looks after goes on, and it is written when there is room again
+                save(self.stack, now)
+                self.written = now
 
 
 def main(arguments: list[str]) -> int:
@@ -93,7 +98,8 @@ def main(arguments: list[str]) -> int:
             Supervisor(Settings.load(), chosen(arguments)).run(stop)
         except (RecsError, OSError) as error:
             print(error)
-            save(state_dir, StackState(State.STOPPED, problem=str(error)))
+            with suppress(OSError):
+                save(state_dir, StackState(State.STOPPED, problem=str(error)))
             return 1
     return 0
 

@@ -22,13 +22,17 @@ log = logging.getLogger("recs.engine")
 
 
 def main() -> int:
-    """Runs until SIGTERM or SIGINT. Exit code 1 with one line on stderr for a pipeline or setting that is wrong."""
+    """Runs until SIGTERM or SIGINT. Exit code 1 with one line on stderr for a pipeline or setting that is wrong, and for a disk
+    that is full: nothing is lost, and whoever starts it again finds what was committed."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = Settings.load()
     try:
         run(settings, stopping_on(signal.SIGTERM, signal.SIGINT))
     except RecsError as error:
         log.error("%s", error)
+        return 1
+    except (duckdb.IOException, duckdb.FatalException, duckdb.TransactionException, OSError) as error:
+        log.error("its file cannot be written: %s", str(error).splitlines()[0])
         return 1
     return 0
 
