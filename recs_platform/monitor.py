@@ -103,6 +103,19 @@ def _with_loss(finding: Finding, flights: Sequence[canary.Flight]) -> Finding:
     return Finding(finding.key, State.BROKEN, lost[0].sent_at, words, next_step, finding.key)
 
 
+def look_and_remember(settings: Settings, pipeline: Pipeline) -> Report:
+    """With what was known to whoever looked last, in whichever process: kept in the state directory, as far as that can be
+    written."""
+    path = settings.state_dir / REMEMBERED
+    report, memory = look(settings, pipeline, load_memory(_text(path)))
+    with suppress(OSError):  # a full disk, or a directory that may only be read
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{time.monotonic_ns()}")
+        temporary.write_text(dump_memory(memory))
+        temporary.replace(path)
+    return report
+
+
 def engine_status(settings: Settings) -> dict[str, Any]:
     """Raises `EngineUnavailable`, or `SettingsError` when no stack runs."""
     with connect(settings, ENGINE_SECONDS) as engine:
@@ -143,15 +156,8 @@ class Watch:
 
     def _look(self) -> Report:
         settings = self._settings()
-        path = settings.state_dir / REMEMBERED
-        report, memory = look(settings, Pipeline.of(settings), load_memory(_text(path)))
-        report = replace(report, watchers=self._watching(settings, report.at))
-        with suppress(OSError):  # a full disk, or a directory that may only be read
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{time.monotonic_ns()}")
-            temporary.write_text(dump_memory(memory))
-            temporary.replace(path)
-        return report
+        report = look_and_remember(settings, Pipeline.of(settings))
+        return replace(report, watchers=self._watching(settings, report.at))
 
     def _watching(self, settings: Settings, now: float) -> tuple[Watcher, ...]:
         """Asked now and then: what is asked costs the web server more than all else here. Where it does not answer, those that

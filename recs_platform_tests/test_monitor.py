@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
+from recs_platform.commands import status
 from recs_platform.health import Finding, State
 from recs_platform.metrics import HELP
 from recs_platform.monitor import REMEMBERED, Report, Watch
@@ -107,3 +109,16 @@ def test_prometheus_scrapes_where_the_api_listens_by_default() -> None:
     config = yaml.safe_load((ROOT / "monitoring" / "prometheus.yml").read_text())
     assert config["scrape_configs"][0]["static_configs"][0]["targets"] == [f"127.0.0.1:{Settings().api_port}"]
     assert config["rule_files"] == ["alerts.yml"]
+
+
+def test_boxes_with_the_same_trouble_are_one_row_of_the_status(capsys: pytest.CaptureFixture[str]) -> None:
+    trouble = [Finding((name,), State.BROKEN, 900.0 + i, "Redis is away", "", (name,)) for i, name in enumerate("abc")]
+    for part in status._boxes(
+        Report(1000.0, (), (*trouble, Finding(("d",), State.BROKEN, 990.0, "another", "", ("d",))))
+    ):
+        Console(width=100).print(part)
+    shown = capsys.readouterr().out
+    assert shown.count("Redis is away") == 1
+    assert "a, b, c" in shown
+    assert "1m 40s" in shown, "since the first of them"
+    assert "another" in shown

@@ -232,11 +232,15 @@ def _boxes(report: Report) -> Iterator[RenderableType]:
     table = Table(box=None, padding=(0, 1, 0, 0))
     for heading in ("box", "state", "since", "what, and what next"):
         table.add_column(heading, overflow="fold")
+    alike: dict[tuple[str, str], list[Finding]] = {}
     for cause in report.causes:
+        alike.setdefault((cause.state, cause.words), []).append(cause)
+    for cause, *others in alike.values():
         words = escape(cause.words) + (f"\n[dim]→ {escape(cause.next)}[/]" if cause.next else "")
         colour = HEALTH_COLOURS.get(cause.state, "default")
-        since = _ago(report.at - cause.since)
-        table.add_row(escape(label(cause.blame)), f"[{colour}]{cause.state}[/]", since, words)
+        since = _ago(report.at - min(found.since for found in (cause, *others)))
+        boxes = ", ".join(label(found.blame) for found in (cause, *others))
+        table.add_row(escape(boxes), f"[{colour}]{cause.state}[/]", since, words)
     yield table
 
 

@@ -13,9 +13,9 @@ from recs_platform.audit import Audit, audit
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.stream import RESYNC
 from recs_platform.errors import RecsError
-from recs_platform.health import Finding, State, dump_memory, load_memory
+from recs_platform.health import Finding, State
 from recs_platform.lineage import label
-from recs_platform.monitor import Report, look
+from recs_platform.monitor import Report, look, look_and_remember
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.settings import Settings
 
@@ -75,17 +75,16 @@ def view_freshness(pipeline: Pipeline) -> dg.SensorDefinition:
     )
     def sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """Evaluates the check `freshness` when a state changes, and every quarter of an hour."""
-        told, _, remembered = (context.cursor or "").partition("\n")
-        report, memory = look(platform.settings(), pipeline, load_memory(remembered))
+        report = look_and_remember(platform.settings(), pipeline)
         ours = [finding for finding in report.findings if finding.key[0] in pipeline.relations]
-        before = _told(told)
+        before = _told(context.cursor)
         period = int(time.time() // AT_LEAST_EVERY)
         due = [f for f in ours if before.get(f.key[0]) != f"{f.state} {period}"]
         cursor = json.dumps({f.key[0]: f"{f.state} {period}" for f in ours})
         return dg.SensorResult(
             asset_events=[dg.AssetCheckEvaluation(**_of_finding(finding)) for finding in due],
             skip_reason=summary(report),
-            cursor=f"{cursor}\n{dump_memory(memory)}",
+            cursor=cursor,
         )
 
     return sensor
@@ -97,7 +96,7 @@ def summary(report: Report) -> str:
     return "; ".join([report.counts, *causes])
 
 
-def _told(text: str) -> dict[str, str]:
+def _told(text: str | None) -> dict[str, str]:
     try:
         found = json.loads(text or "{}")
         return found if isinstance(found, dict) else {}
