@@ -168,6 +168,9 @@ class Settings:
     log_retention_hours: int = _setting(
         "RECS_LOG_RETENTION_HOURS", 192, "how long the local engine keeps raw messages, for rebuilds"
     )
+    records_retention_days: int = _setting(
+        "RECS_RECORDS_RETENTION_DAYS", 14, "how long Dagster keeps observations, evaluations of checks and their runs"
+    )
     engine_memory: str = _setting("RECS_ENGINE_MEMORY", "4GB", "memory limit of the local engine")
     simulate_rate: float = _setting(
         "RECS_SIMULATE_RATE", 50.0, "events a second of the stack's simulated shoppers; 0 for none"
