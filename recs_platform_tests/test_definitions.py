@@ -355,8 +355,7 @@ def test_the_scheduled_run_judges_the_same(shop: Shop) -> None:
     sinks = {(sink.name, "in_redis") for sink in pipeline.of_kind(Kind.SINK)}
     assert found.keys() == {(name, "freshness") for name in pipeline.relations} | sinks
     assert all(found.values())
-    [schedule] = loaded().schedules or []
-    assert isinstance(schedule, dg.ScheduleDefinition)
+    schedule = loaded().resolve_schedule_def("freshness_check")
     assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
 
 

@@ -341,13 +341,20 @@ def test_a_ranking_is_kept_by_itself_where_what_it_keeps_tells_enough(tmp_path: 
     assert analyse(pipeline["ranking"], pipeline).mode == mode
 
 
-def test_a_sink_that_looks_at_the_time_keeps_its_rows(database: Database) -> None:
+def test_a_sink_that_looks_at_the_time_keeps_its_rows(tmp_path: Path) -> None:
     """For whoever looks at it between two ticks: there is no NOW() then."""
+    (sql_copy(tmp_path) / "late_sink.sql").write_text(
+        "CREATE SINK late_sink AS SELECT 'recs:late:${version}:' || product_id AS key, COUNT(*) AS views FROM product_views_by_window "
+        "WHERE last_view > NOW() - INTERVAL '1 hour' GROUP BY product_id WITH (connector = 'redis', primary_key = 'key')"
+    )
+    database = Database()
+    database.deploy(Pipeline.load(tmp_path), START)
     modes = {r.relation.name: r.mode for r in database.refreshers}
-    assert modes["canary_sink"] is Mode.KEYED
-    assert modes["trending_products_sink"] is Mode.DOCUMENTS
+    assert modes["late_sink"] is Mode.KEYED
+    assert modes["trending_products_sink"] is modes["canary_sink"] is Mode.DOCUMENTS
     with database.snapshot() as cursor:
-        assert cursor.execute("SELECT count(*) FROM canary_sink").fetchall() == [(0,)]
+        assert cursor.execute("SELECT count(*) FROM late_sink").fetchall() == [(0,)]
+    database.close()
 
 
 @pytest.mark.parametrize("name", RANKED)
