@@ -77,7 +77,7 @@ def last_tick(feeder: Feeder) -> None:
 def test_what_reads_one_another_is_in_one_part_lookups_apart(database: Database) -> None:
     first, parts = split(database.refreshers)
     assert {r.relation.name for r in first} == {
-        "user_activity_parsed", "user_activity", "purchases_parsed", "purchases", "dead_letters"}  # fmt: skip
+        "user_activity_parsed", "user_activity", "purchases_parsed", "purchases", "dead_letters", "canaries"}  # fmt: skip
     names = [{r.relation.name for r in part} for part in parts]
     shoppers = next(part for part in names if "user_recommendations" in part)
     assert {"recent_views", "user_seen", "user_categories"} <= shoppers
