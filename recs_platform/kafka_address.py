@@ -44,6 +44,8 @@ class KafkaAddress:
         """Raises `SettingsError`, which does not repeat the password."""
         protocol, separator, rest = text.partition("://")
         if not separator:
+            if not text.isascii() or set(text) & set("@?/ "):
+                raise _refused("host:port[,…] is wanted; a password or an option wants a protocol, such as sasl_ssl://")
             return cls(text)
         if protocol not in PROTOCOLS:
             raise _refused(f"{protocol}:// is none of {', '.join(p + '://' for p in PROTOCOLS)}")
@@ -115,7 +117,7 @@ class KafkaAddress:
 
 def hosts(address: str) -> str:
     """What of an address may be shown: host:port, …"""
-    return address.rpartition("://")[2].partition("?")[0].rpartition("@")[2]
+    return address.partition("?")[0].rpartition("://")[2].rpartition("@")[2]
 
 
 def _options(query: str) -> dict[str, str]:

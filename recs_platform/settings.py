@@ -191,6 +191,7 @@ class Settings:
         }
         settings = cls(**{**given, **overrides})
         KafkaAddress.parse(settings.kafka_bootstrap_servers)
+        KafkaAddress.parse(settings.risingwave_kafka)
         running: dict[str, Any] = {
             name: value for name, value in _endpoints(settings.state_dir).items() if not getattr(settings, name)
         }

@@ -56,6 +56,8 @@ def test_without_a_certificate_a_password_is_sent_as_it_is() -> None:
         ("sasl_ssl://k1:9092", "wants a user and a password"),
         ("sasl_ssl://recs@k1:9092", "wants a user and a password"),
         ("sasl_ssl://recs:secret@", "no host"),
+        ("recs:secret@k1:9092", "a password or an option wants a protocol"),
+        ("k1:9092?mechanism=secret", "a password or an option wants a protocol"),
         ("sasl_ssl://recs:secret@k1:9092?mechanism=GSSAPI", "one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 is wanted"),
         ("ssl://k1:9092?trust=all", "?trust= is not known"),
     ],
@@ -68,12 +70,17 @@ def test_what_cannot_be_understood_is_refused_with_the_settings(text: str, refus
     assert "secret" not in str(raised.value)
 
 
+def test_the_address_that_a_risingwave_sees_is_looked_at_too() -> None:
+    with pytest.raises(SettingsError, match="wants a protocol"):
+        Settings.load({"RECS_RISINGWAVE_KAFKA": "recs:secret@k1:9092"})
+
+
 def test_certificates_that_cannot_be_used_are_named() -> None:
     with pytest.raises(SettingsError, match="its certificates cannot be used"):
         KafkaAddress.parse("ssl://k1:9093?ca=/nowhere.pem").for_aiokafka()
 
 
-@pytest.mark.parametrize("text", [SECURE, "k1:9093,k2:9093", "ssl://k1:9093,k2:9093?ca=/etc/ca.pem"])
+@pytest.mark.parametrize("text", [SECURE, "k1:9093,k2:9093", "ssl://k1:9093,k2:9093?ca=file:///etc/ca.pem"])
 def test_what_may_be_shown(text: str) -> None:
     assert hosts(text) == "k1:9093,k2:9093"
     assert "secret" not in repr(Settings(kafka_bootstrap_servers=text))

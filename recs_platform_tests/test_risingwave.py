@@ -442,6 +442,10 @@ def test_a_sink_that_fails_is_told_of_while_it_is_news_without_a_password(
     cluster.catalog.failures = [{"info": {"sinkFail": {"sinkName": "another"}}, "timestamp": now}, event]
     told = cluster.engine.status()["problems"]["redis"]
     assert told == f"products_sink failed at {now:%H:%M:%S} UTC: cannot reach redis://:***@redis:6379/0"
+    prefix = f"products_sink failed at {now:%H:%M:%S} UTC: "
+    padding = "x" * (driver.LONGEST_PROBLEM - len(prefix) - len(" redis-sec"))
+    event["info"] = {"sinkFail": {"sinkName": physical, "error": f"{padding} redis-secret"}}
+    assert "redis-sec" not in cluster.engine.status()["problems"]["redis"], "nor half of it, where the words are cut"
     event["timestamp"] = now - timedelta(minutes=5)
     assert cluster.engine.status()["problems"] == {}
 

@@ -72,7 +72,7 @@ CANNOT_FORGET = (
     "`recs apply --rebuild` the sources; what lies in PostgreSQL is deleted there"
 )
 CONNECT_SECONDS = 5
-
+LONGEST_PROBLEM = 300  # characters
 
 _KINDS = {
     "materialized view": Kind.VIEW,
@@ -209,7 +209,7 @@ class RisingWaveEngine:
         return published
 
     def status(self) -> dict[str, Any]:
-        """`relations` (name, kind, fingerprint) that are live, `building` (physical name → how far), no `problems`;
+        """`relations` (name, kind, fingerprint) that are live, `building` (physical name → how far);
         `gone_back`: whether a version that the files want was replaced, or only a part of them is deployed by choice.
 
         `partitions`: how far each partition of the events' topics is read, from the views that are there for it.
@@ -235,7 +235,7 @@ class RisingWaveEngine:
         except KafkaException as error:
             problems["kafka"] = f"Kafka at {hosts(self.settings.kafka_bootstrap_servers)}: {describe(error)}"
         if failing := failing_sink(deployment, self._rows):
-            problems["redis"] = self._masked(failing)
+            problems["redis"] = self._masked(failing)[:LONGEST_PROBLEM]  # cut before, half a password would be left
         return {
             "relations": relations,
             "building": building,

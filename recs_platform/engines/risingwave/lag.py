@@ -11,7 +11,6 @@ from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.topics import admin_client, describe_topics, log_ends, log_starts
 
 NEWS = timedelta(minutes=2)  # for which a sink that failed counts as failing: it tries again after about a minute
-LONGEST_ERROR = 300  # characters
 PROGRESS = "_progress"  # what the view of how far a source is read is called, after the source
 SINK_FAILURES = (
     "SELECT info, timestamp FROM rw_catalog.rw_event_logs WHERE event_type = 'SINK_FAIL' ORDER BY timestamp DESC"
@@ -59,7 +58,7 @@ def failing_sink(deployment: Deployment, rows: Rows) -> str | None:
     for event in rows(SINK_FAILURES):
         name = next((live[physical] for physical in live if physical in str(event["info"])), None)
         if name and datetime.now(UTC) - event["timestamp"] < NEWS:
-            return f"{name} failed at {event['timestamp']:%H:%M:%S} UTC: {_error_in(event['info'])[:LONGEST_ERROR]}"
+            return f"{name} failed at {event['timestamp']:%H:%M:%S} UTC: {_error_in(event['info'])}"
     return None
 
 
