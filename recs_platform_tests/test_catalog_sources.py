@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,23 @@ def test_a_file_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
     assert changes.upserts["product_id"].to_pylist() == ["p1", "p2"]
     assert changes.upserts["in_stock"].to_pylist() == [None, None]
     assert feed.poll(10, 0).changes == {}
+
+
+def test_a_good_file_is_not_lost_for_a_bad_one_beside_it(tmp_path: Path) -> None:
+    other = replace(TABLE, name="customers", source="customers")
+    feed = FileFeed(tmp_path, [TABLE, other])
+    for name in ("product_catalog", "customers"):
+        (tmp_path / f"{name}.csv").write_text("product_id,name\np1,Hat\n")
+    assert feed.poll(10, 0).changes.keys() == {"product_catalog", "customers"}
+    (tmp_path / "product_catalog.csv").write_text("product_id,name\np1,New hat\n")
+    (tmp_path / "customers.csv").write_text("product_id,price\np1,dear\n")
+    for _ in range(2):
+        with pytest.raises(SourceError, match="'dear' is not a number"):
+            feed.poll(10, 0)
+    (tmp_path / "customers.csv").write_text("product_id,price\np1,1\n")
+    changes = feed.poll(10, 0).changes
+    assert changes.keys() == {"product_catalog", "customers"}
+    assert changes["product_catalog"].upserts["name"].to_pylist() == ["New hat"]
 
 
 @pytest.mark.parametrize(

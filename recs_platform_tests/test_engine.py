@@ -150,7 +150,7 @@ def test_windows_expire_from_redis(shop: Shop) -> None:
     assert shop.documents("user_recommendations") == {}
 
 
-def test_a_clock_that_was_ahead_and_is_set_back(shop: Shop) -> None:
+def test_a_clock_that_was_ahead_and_is_set_back(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """All windows were emptied meanwhile: they are filled again, from a log that was not thrown away."""
     engine = shop.open()
     send(shop, day_of_traffic(600))
@@ -159,11 +159,18 @@ def test_a_clock_that_was_ahead_and_is_set_back(shop: Shop) -> None:
     assert lists
     for ahead in (timedelta(days=1, hours=1), timedelta(days=400)):
         shop.clock = lambda ahead=ahead: datetime.now(UTC) + ahead  # type: ignore[misc]
-        engine._next["trim"] = 0.0
+        assert shop.database is not None
         shop.settle()
+        with monkeypatch.context() as patched:  # whoever sends meanwhile has the same clock
+            patched.setitem(engine._newest, "recs_canary", shop.clock())
+            engine._next["trim"] = 0.0
+            engine.round()
+        assert "ahead of the time that has passed" in engine.problems["clock"]
         assert shop.documents("user_recommendations") == {}
         shop.clock = lambda: datetime.now(UTC)
+        engine._next["trim"] = 0.0
         shop.settle()
+        assert "clock" not in engine.problems
         assert_redis_is_right(shop)
         assert shop.documents("user_recommendations").keys() == lists
 

@@ -43,6 +43,8 @@ BETWEEN_CLOCK_TICKS = timedelta(seconds=1)  # how often time alone makes rows co
 LONGEST_UNWRITTEN = 10.0  # seconds; what a tick of a backlog writes, the next one mostly writes over
 SAMPLE = 10  # the delay of one message in so many is noted
 SET_BACK = timedelta(minutes=1)  # a clock that is behind by more was set back, and is not merely corrected
+FAR_AHEAD = timedelta(days=1)  # of the log so much may be gone too early
+UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while a laptop sleeps
 BETWEEN_CATALOG_POLLS = 0.2
 BETWEEN_TRIMS = 60.0
 RETRY_CATALOG = 1.0
@@ -69,6 +71,7 @@ class Engine:
         self._next = {"catalog": 0.0, "trim": 0.0, "lag": 0.0}
         self._clock_moved_at = datetime.fromtimestamp(0, UTC)
         self._written_at = 0.0  # monotonic
+        self._started_at, self._started_uptime = clock(), time.clock_gettime(UPTIME)
         self._catalog_thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
         self._begin()
         self._open()
@@ -188,10 +191,7 @@ class Engine:
         return is_written
 
     def _housekeeping(self, messages: Intake) -> None:
-        if self._newest and self._is_due("trim", BETWEEN_TRIMS):
-            # a clock that is ahead must not throw away what cannot be had again
-            now = min(self.clock(), max(self._newest.values()))
-            self.database.trim_logs(now - timedelta(hours=self.settings.log_retention_hours))
+        self._trim()
         if not messages.count:
             self.database.tidy()
         for topic, table in messages.tables.items():
@@ -199,6 +199,17 @@ class Engine:
                 self._newest[topic] = pc.max(table["received_at"]).as_py()
         if self._is_due("lag", 1.0):
             self.lags = [asdict(lag) | {"lag_seconds": self._lag_seconds(lag)} for lag in messages.lags]
+
+    def _trim(self) -> None:
+        """Not while the clock is far ahead of what has passed since the start: what it would throw away cannot be had again."""
+        if not self._is_due("trim", BETWEEN_TRIMS):
+            return
+        now = self.clock()
+        ahead = now - self._started_at - timedelta(seconds=time.clock_gettime(UPTIME) - self._started_uptime)
+        words = f"the clock is {ahead} ahead of the time that has passed: raw messages are kept until it is right or the engine restarts"
+        self._note_problem("clock", words if ahead > FAR_AHEAD else None)
+        if ahead <= FAR_AHEAD:
+            self.database.trim_logs(now - timedelta(hours=self.settings.log_retention_hours))
 
     def _lag_seconds(self, lag: PartitionLag) -> float:
         """At most how old the oldest message is that is not taken in: it is no older than the newest that is."""
