@@ -130,8 +130,10 @@ def _reason(relation: Relation, targets: Mapping[str, VersionId], deployment: De
 
 def _drops(targets: Mapping[str, VersionId], deployment: Deployment) -> Iterator[Step]:
     """The youngest first: what reads was created after what it reads. What something reads that stays, stays."""
-    staying = [v for v in deployment.versions if targets.get(v.name) == v.id]
-    read = {physical for version in staying for physical in version.reads}
+    read = set[str]()
+    for version in reversed(deployment.versions):
+        if targets.get(version.name) == version.id or version.physical_name in read:
+            read |= version.reads
     for version in reversed(deployment.versions):
         if targets.get(version.name) != version.id and version.physical_name not in read:
             reason = "replaced" if version.name in targets else "no file defines it any more"

@@ -220,6 +220,27 @@ def test_a_part_of_what_has_changed_leaves_the_rest_on_the_version_it_has(cluste
     assert going_along(after, deployed, ["more"]) == {"more", "others", "others_sink"}, "and what it is made from"
 
 
+def test_what_a_version_that_stays_is_made_from_stays_however_far_up(cluster: Cluster, tmp_path: Path) -> None:
+    files = FILES | {
+        "b": "CREATE MATERIALIZED VIEW b AS SELECT at FROM clicks",
+        "a": "CREATE MATERIALIZED VIEW a AS SELECT at FROM b",
+        "last": "CREATE MATERIALIZED VIEW last AS SELECT at FROM a",
+    }
+    apply(cluster, pipeline(tmp_path / "before", files))
+    changed = {name: text for name, text in files.items() if name != "last"}
+    after = pipeline(tmp_path / "after", changed | {"b": files["b"] + " WHERE at <> '0'"})
+    deployed = {name: version.fingerprint for name, version in cluster.deployment().live.items()}
+    chosen = going_along(after, deployed, ["a"])
+    assert chosen == {"a", "b"}
+    plan = make_plan(after, cluster.deployment(), CAPABILITIES, only=chosen)
+    Applier(cluster, cluster.redis, 0.0).apply(after, plan)
+    assert len(cluster.deployment().of("b")) == len(cluster.deployment().of("a")) == 2, (
+        "`last` reads one, and that the other"
+    )
+    apply(cluster, after, grace=0.0)
+    assert {name: len(cluster.deployment().of(name)) for name in ("a", "b", "last")} == {"a": 1, "b": 1, "last": 0}
+
+
 def test_what_was_replaced_goes_when_its_time_is_over_with_its_keys(cluster: Cluster, tmp_path: Path) -> None:
     before = pipeline(tmp_path, FILES)
     old = keys.prefix("lists", before["lists_sink"].fingerprint)

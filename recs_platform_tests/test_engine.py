@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,16 +16,18 @@ from random import Random
 import pytest
 import redis
 
+from recs_platform.catalog import Product
+from recs_platform.catalog_carrier import CatalogTopics
 from recs_platform.engines.local import engine as engine_module
 from recs_platform.engines.local.intake import KafkaIntake
 from recs_platform.errors import EngineError, PipelineError, RecsError, SourceError
-from recs_platform.events import Event, encode, topic_of
+from recs_platform.events import Event, EventProducer, encode, topic_of
 from recs_platform.serving.store import RecommendationStore
 from recs_platform.settings import CDC, DEBEZIUM, FILE, UPSERTS
 from recs_platform.shop import catalog, customers
 from recs_platform.shoppers import history
 from recs_platform_tests.feeding import utc
-from recs_platform_tests.shop_floor import Shop, assert_lists_are_right, assert_redis_is_right
+from recs_platform_tests.shop_floor import Shop, assert_lists_are_right, assert_redis_is_right, pairs
 
 USERS = 40
 
@@ -94,6 +97,23 @@ def test_a_day_of_traffic_with_catalog_changes(shop: Shop) -> None:
     shop.settle()
     assert_redis_is_right(shop)
     assert_lists_are_right(shop)
+
+
+@pytest.mark.parametrize("shop", [UPSERTS], indirect=True)
+def test_a_catalog_that_never_stands_still_is_read_before_events_and_does_not_keep_them_out(shop: Shop) -> None:
+    send(shop, day_of_traffic(100))
+    engine = shop.open()
+    assert engine._first, "the catalog goes first"
+    deadline = time.monotonic() + 20
+    with EventProducer(shop.kafka) as producer:
+        topics = CatalogTopics(shop.settings, producer)
+        while engine._first or len(shop.documents("trending_by_segment")) < len(shop.oracle().trending_by_segment(10)):
+            assert time.monotonic() < deadline, engine.problems
+            topics.put(Product("product_1", f"Hat {time.monotonic_ns()}", "hats"))
+            producer.flush()
+            engine.round()
+    segments = shop.oracle().trending_by_segment(10)
+    assert pairs(shop.documents("trending_by_segment"), "view_count") == segments, "all lookups found their customer"
 
 
 @pytest.mark.parametrize("variable", ["RECS_TEST_KAFKA_PLAIN", "RECS_TEST_KAFKA_SCRAM"])
@@ -185,6 +205,28 @@ def test_a_clock_that_was_ahead_and_is_set_back(shop: Shop, monkeypatch: pytest.
     shop.settle()
     assert_redis_is_right(shop)
     assert_lists_are_right(shop)
+
+
+def test_setting_the_time_back_is_whole_or_not_at_all(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = shop.open()
+    send(shop, day_of_traffic(300))
+    shop.settle()
+    lists = shop.documents("user_recommendations").keys()
+    shop.clock = lambda: datetime.now(UTC) + timedelta(days=3)
+    shop.settle()
+    assert shop.database is not None
+    ahead = shop.database.fact("time")
+    with monkeypatch.context() as patched:
+        patched.setattr(shop.database, "_settle_kinds", lambda _: (_ for _ in ()).throw(KeyError("killed here")))
+        with pytest.raises(KeyError):
+            shop.database.set_back(datetime.now(UTC))
+    assert shop.database.fact("time") == ahead
+    shop.engine = None
+    engine.close()
+    shop.clock = lambda: datetime.now(UTC)
+    shop.open()
+    shop.settle()
+    assert shop.documents("user_recommendations").keys() == lists
 
 
 def test_truncate_and_refill_of_the_catalog(shop: Shop) -> None:

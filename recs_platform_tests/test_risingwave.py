@@ -402,6 +402,19 @@ def test_a_slot_nobody_reads_is_dropped_in_postgresql(postgres_url: str) -> None
         drop_slot(postgres_url, slot)  # nothing left: nothing to do
 
 
+def test_only_what_was_all_leaves_nothing_and_what_was_not_all_is_noted(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]
+) -> None:
+    cluster.engine.apply()
+    for name in ("trending_products", "trending_by_segment"):
+        path = next(cluster.engine.settings.sql_dir.rglob(f"{name}.sql"))
+        path.write_text(path.read_text().replace("rank <= 10", "rank <= 3"))
+        cluster.engine.apply(only=["trending_products"])
+        assert cluster.engine.status()["gone_back"] is (name == "trending_by_segment"), (
+            "versions in their grace are no part"
+        )
+
+
 @pytest.fixture
 def kafka(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], tuple[int, int]]:
     """(topic, partition) → where it begins and ends."""

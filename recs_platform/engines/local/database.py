@@ -233,13 +233,18 @@ class Database:
         return self._then
 
     def set_back(self, now: datetime) -> Plan:
-        """NOW() is earlier from here on, and what it has a part in is what it would have been."""
+        """NOW() is earlier from here on, and what it has a part in is what it would have been; whole or not at all."""
         timed = [r.relation.name for r in self.refreshers if r.looks_at_time]
         below = {name for name in timed for name in (name, *(d.name for d in downstream(self.pipeline, name)))}
         self._branches.catch_up(self._split[1], self.connection)
+        before = self._then, self._deployed_at
         self._then = self._deployed_at = now
-        self.set_fact("time", now.isoformat())
-        return self.deploy(self.pipeline, now, [r.name for r in self.pipeline if r.name in below])
+        try:
+            rebuild = [r.name for r in self.pipeline if r.name in below]
+            return self.deploy(self.pipeline, now, rebuild, first=lambda _: self.set_fact("time", now.isoformat()))
+        except BaseException:
+            self._then, self._deployed_at = before
+            raise
 
     def deployed_pipeline(self, former: bool = False) -> Pipeline:
         """The files as they are deployed, or as they were before they last changed; empty where nobody knows."""

@@ -86,6 +86,7 @@ class Engine:
         events look it up."""
         servers, topics = self.settings.require("kafka_bootstrap_servers"), self.database.pipeline.topics
         self._first = [t for t, source in topics.items() if source.is_keyed and not self.database.is_read(source)]
+        self._ends: dict[tuple[str, int], int] = {}
         intake = KafkaIntake(servers, self._first or list(topics), MAX_MESSAGES)
         intake.seek(self.database.positions())
         self._waiting = Waiting()
@@ -150,7 +151,7 @@ class Engine:
         is_written = self._flush(messages)
         if messages.count and is_written:
             self.meter.note_delays(_sample(messages), taken_at, committed_at, datetime.now(UTC))
-        if self._first and _is_at_end(messages):
+        if self._first and _has_read(self._ends, messages):
             self._go_on_to_events()
         self._housekeeping(messages)
         return messages.count
@@ -413,9 +414,15 @@ def _is_backlog(messages: Intake) -> bool:
     return min(messages.count, sum(lag.lag for lag in messages.lags)) >= MANY
 
 
-def _is_at_end(messages: Intake) -> bool:
-    """Whether there is nothing left to read just now."""
-    return bool(messages.lags) and not (messages.count or messages.problem or any(lag.lag for lag in messages.lags))
+def _has_read(ends: dict[tuple[str, int], int], messages: Intake) -> bool:
+    """Whether what was there at the first look is read, which is noted in `ends`; what comes since may never have an end.
+
+    A large batch shows that there was more: the embedded broker may tell of an end that is too low.
+    """
+    for lag in messages.lags:
+        ends.setdefault((lag.topic, lag.partition), lag.end_offset)
+    is_over = messages.count < BUSY and not messages.problem
+    return is_over and bool(ends) and all(lag.next_offset >= ends[lag.topic, lag.partition] for lag in messages.lags)
 
 
 def _sample(messages: Intake) -> list[datetime]:

@@ -51,7 +51,7 @@ from recs_platform.engines.risingwave.statements import (
 from recs_platform.errors import EngineError, EngineUnavailable, QueryError
 from recs_platform.kafka_address import hosts
 from recs_platform.pipeline import Kind, Pipeline, Relation
-from recs_platform.plan import Plan, Tell, make_plan
+from recs_platform.plan import Action, Plan, Tell, make_plan
 from recs_platform.serving import keys
 from recs_platform.settings import Settings, masked
 from recs_platform.statements import parse
@@ -136,10 +136,13 @@ class RisingWaveEngine:
         with locked(self._redis):
             plan = self._planned(pipeline, rebuild, only)
             Applier(self, self._redis, self.settings.grace_seconds, tell).apply(pipeline, plan)
+            left = self._planned(pipeline) if only else Plan(())
+            self._note_left(pipeline if left.creates or left.of(Action.SWITCH) else None)
             for relation in pipeline:
-                if relation.is_from_file and relation.name in plan.targets:
-                    self._take_in_file(relation, plan.targets[relation.name])
-            self._note_left(pipeline if only and self._planned(pipeline) else None)
+                target = plan.targets.get(relation.name)
+                is_filled = relation.name in plan.creates  # while it was created
+                if relation.is_from_file and target and target.fingerprint == relation.fingerprint and not is_filled:
+                    self._take_in_file(relation, target)
         return plan
 
     def _note_left(self, files: Pipeline | None) -> None:
