@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -24,6 +23,7 @@ from recs_platform.pipeline import Pipeline
 from recs_platform.serving import keys
 from recs_platform.serving.connection import connected as redis_at
 from recs_platform.settings import Settings
+from recs_platform.whole_file import keep_whole
 
 WAIT, BETWEEN_LOOKS = 10.0, 0.01  # seconds
 REMEMBERED = "canary.json"
@@ -126,11 +126,7 @@ def _is_there(connection: redis.Redis, place: _Place) -> bool:
 
 def remember(state_dir: Path, flights: Iterable[Flight]) -> None:
     """Keeps them in the state directory, as far as that can be written."""
-    with suppress(OSError):
-        state_dir.mkdir(parents=True, exist_ok=True)
-        temporary = state_dir / f"{REMEMBERED}.{time.monotonic_ns()}"
-        temporary.write_text(json.dumps([asdict(flight) for flight in flights]))
-        temporary.replace(state_dir / REMEMBERED)
+    keep_whole(state_dir / REMEMBERED, json.dumps([asdict(flight) for flight in flights]))
 
 
 def remembered(state_dir: Path, now: float) -> list[Flight]:

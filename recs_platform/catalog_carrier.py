@@ -38,7 +38,7 @@ def check_carried(settings: Settings) -> None:
     if settings.catalog == FILE:
         raise SourceError(
             f"the catalog comes from files (RECS_CATALOG=file): put the rows into those in {settings.catalog_dir}, "
-            "which are read again by themselves"
+            "which are read again: by the local engine itself, by a RisingWave at `recs apply`"
         )
 
 

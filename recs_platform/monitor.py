@@ -21,6 +21,7 @@ from recs_platform.readings import Reading, of_catalog, of_stream
 from recs_platform.schema import copies
 from recs_platform.settings import Settings
 from recs_platform.watchers import Watcher, ask
+from recs_platform.whole_file import keep_whole
 
 ENGINE_SECONDS = 10.0
 WATCHERS_EVERY = 30.0  # seconds between two questions to Dagster
@@ -108,11 +109,7 @@ def look_and_remember(settings: Settings, pipeline: Pipeline) -> Report:
     written."""
     path = settings.state_dir / REMEMBERED
     report, memory = look(settings, pipeline, load_memory(_text(path)))
-    with suppress(OSError):  # a full disk, or a directory that may only be read
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{time.monotonic_ns()}")
-        temporary.write_text(dump_memory(memory))
-        temporary.replace(path)
+    keep_whole(path, dump_memory(memory))
     return report
 
 

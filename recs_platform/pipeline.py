@@ -169,9 +169,14 @@ class Pipeline:
         return cls({})
 
     @property
+    def fingerprints(self) -> dict[str, str]:
+        """Name → fingerprint of what has rows or a query: all but databases that are merely connected to."""
+        return {r.name: r.fingerprint for r in self if r.is_materialized or r.query is not None}
+
+    @property
     def digest(self) -> str:
         """The same as long as every fingerprint is."""
-        prints = sorted((r.name, r.fingerprint) for r in self if r.is_materialized or r.query is not None)
+        prints = sorted(self.fingerprints.items())
         return hashlib.blake2b(repr(prints).encode(), digest_size=8).hexdigest()
 
     def __getitem__(self, name: str) -> Relation:
@@ -190,6 +195,11 @@ class Pipeline:
     def topics(self) -> dict[str, Relation]:
         """Topic → the source that reads it."""
         return {relation.topic: relation for relation in self if relation.topic}
+
+    @property
+    def keyed_topics(self) -> set[str]:
+        """Those whose messages replace each other by their key."""
+        return {topic for topic, source in self.topics.items() if source.is_keyed}
 
     def with_ancestors(self, names: set[str]) -> list[Relation]:
         """The named relations and everything they need, in order of deployment."""

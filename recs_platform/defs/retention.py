@@ -4,7 +4,6 @@ Materializations stay: by them Dagster knows what is deployed. So does the newes
 """
 
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -54,9 +53,7 @@ def trim_records(instance: dg.DagsterInstance, before: datetime) -> int:
     outdated = sa.delete(checks).where(checks.c.create_timestamp < moment, checks.c.id.not_in(newest))
     with storage.index_connection() as connection:
         removed = _removed(connection.execute(old)) + _removed(connection.execute(outdated))
-    with partial(
-        storage.run_connection, ""
-    )() as connection:  # what belongs to no run is in a file of its own in SQLite
+    with storage.run_connection("") as connection:  # of no run: a file of its own in SQLite
         connection.execute(old)
     return removed
 

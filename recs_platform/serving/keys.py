@@ -32,8 +32,9 @@ PRODUCTS = "products"
 CANARY, HEARTBEAT = "canary", "heartbeat"
 
 APPLY_LOCK = f"{ROOT}:_apply"
-REPLACED = f"{ROOT}:_replaced"
 LEFT = f"{ROOT}:_left"
+"""The digest of files of which a part waits until somebody asks for it."""
+REPLACED = f"{ROOT}:_replaced"
 """A hash: physical name of a version that was replaced → since when, in seconds since 1970, and a sink's `<name>`."""
 
 SERVED: Mapping[str, frozenset[str]] = {

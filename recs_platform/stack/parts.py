@@ -165,12 +165,12 @@ def _ready_topics(settings: Settings, embedded: bool) -> None:
 
     It reads a partition from its start for each fetch, and all are read by one engine: several cost more and bring nothing.
     """
-    topics = Pipeline.of(settings).topics
+    pipeline = Pipeline.of(settings)
     ensure_topics(
         settings.kafka_bootstrap_servers,
-        dict.fromkeys((*TOPICS, *topics)),
+        dict.fromkeys((*TOPICS, *pipeline.topics)),
         1 if embedded else settings.kafka_partitions,
-        compacted={topic for topic, source in topics.items() if source.is_keyed},
+        compacted=pipeline.keyed_topics,
     )
     if embedded:
         carry_all(settings)

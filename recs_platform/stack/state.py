@@ -14,6 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
+from recs_platform.whole_file import write_whole
+
 STATE_FILE, LOCK_FILE, LOG_DIR = "stack.json", "supervisor.lock", "logs"
 
 
@@ -65,10 +67,7 @@ class StackState:
 
 def save(state_dir: Path, stack: StackState) -> None:
     """Replaces `stack.json` at one stroke: a reader sees the old or the new."""
-    path = state_dir / STATE_FILE
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(asdict(stack), indent=2))
-    new.replace(path)
+    write_whole(state_dir / STATE_FILE, json.dumps(asdict(stack), indent=2))
 
 
 def load(state_dir: Path) -> StackState | None:

@@ -32,7 +32,7 @@ def main() -> int:
         log.error("%s", error)
         return 1
     except (duckdb.IOException, duckdb.FatalException, duckdb.TransactionException, OSError) as error:
-        log.error("its file cannot be written: %s", str(error).splitlines()[0])
+        log.error("it cannot go on: %s", str(error).splitlines()[0])
         return 1
     return 0
 

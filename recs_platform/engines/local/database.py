@@ -193,7 +193,7 @@ class Database:
             for step in plan.of(Action.DROP):
                 self._drop(step.name, step.version, gone=step.name not in pipeline.relations)
             self._settle_kinds(refreshers)
-            files.keep(connection, pipeline, is_other=before != files.fingerprints(pipeline))
+            files.keep(connection, pipeline, is_other=before != pipeline.fingerprints)
             self._branches.keep(None, connection)
             for relation in pipeline:
                 if relation.is_materialized or relation.query is not None:

@@ -323,7 +323,7 @@ class Engine:
     def _begin(self) -> None:
         """Deploys the files, unless they are those that somebody has gone back from."""
         files, deployed = Pipeline.of(self.settings), self.database.deployed_pipeline()
-        has_left = deployed.relations and has_gone_back(self.database.fact(LEFT), files)
+        has_left = deployed.relations and self.database.fact(LEFT) == files.digest
         self._deploy(deployed if has_left else files)
 
     def _deploy(self, pipeline: Pipeline, rebuild: Iterable[str] = ()) -> Plan:
@@ -397,11 +397,6 @@ class Engine:
 def _table(relation: Relation, source: str, needed: frozenset[str] | None = None) -> CatalogTable:
     names, types = tuple(c.name for c in relation.columns), tuple(c.type for c in relation.columns)
     return CatalogTable(relation.name, source, names, relation.key, types, needed)
-
-
-def has_gone_back(left: str | None, files: Pipeline) -> bool:
-    """Whether the files are those that somebody has gone back from; `left`: the fact that names these."""
-    return left == files.digest
 
 
 def _rest(took: float, taken: int) -> float:

@@ -32,8 +32,3 @@ def kept(connection: Connection, former: bool = False) -> Pipeline:
     rows = connection.execute(f"SELECT name, text FROM recs.{table}").fetchall()
     found = Pipeline.of_texts(dict(rows))
     return found if len(found.relations) == len(rows) else Pipeline({})
-
-
-def fingerprints(pipeline: Pipeline) -> dict[str, str]:
-    """Of the relations that are deployed: all but databases that are merely connected to."""
-    return {r.name: r.fingerprint for r in pipeline if r.is_materialized or r.query is not None}

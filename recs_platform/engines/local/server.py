@@ -13,7 +13,7 @@ import psutil
 import pyarrow as pa
 from pyarrow import flight
 
-from recs_platform.engines.local.engine import LEFT, Engine, has_gone_back
+from recs_platform.engines.local.engine import LEFT, Engine
 from recs_platform.engines.local.meter import FIGURES_WINDOW
 from recs_platform.engines.local.storage import quoted
 from recs_platform.errors import RecsError
@@ -103,7 +103,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
     def _has_gone_back(self, cursor: duckdb.DuckDBPyConnection) -> bool:
         left = cursor.execute("SELECT value FROM recs.facts WHERE name = ? AND value <> ''", [LEFT]).fetchone()
         try:
-            return left is not None and has_gone_back(left[0], Pipeline.of(self._engine.settings))
+            return left is not None and left[0] == Pipeline.of(self._engine.settings).digest
         except RecsError:  # files that cannot be read are other files
             return False
 

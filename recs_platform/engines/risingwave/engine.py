@@ -305,8 +305,8 @@ class RisingWaveEngine:
     def prepare(self, pipeline: Pipeline) -> None:
         """Creates topics and catalog tables that are missing, and sets how often the cluster makes changes visible."""
         settings = self.settings
-        keyed = {topic for topic, source in pipeline.topics.items() if source.is_keyed}
-        ensure_topics(settings.require("kafka_bootstrap_servers"), pipeline.topics, settings.kafka_partitions, keyed)
+        servers, count = settings.require("kafka_bootstrap_servers"), settings.kafka_partitions
+        ensure_topics(servers, pipeline.topics, count, compacted=pipeline.keyed_topics)
         if any("table" in relation.options for relation in pipeline):
             ensure_catalog(settings.require("postgres_url"))
         wanted = str(self.settings.barrier_interval_ms)
