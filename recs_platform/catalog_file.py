@@ -49,7 +49,8 @@ Stamp = tuple[str, int, int]
 
 
 def find_file(directory: Path, table: str) -> Path:
-    """The one file of a table. Raises `SourceError` where there is none, or more than one."""
+    """The one file of a table, which is called after it, less `_file`. Raises `SourceError` where there is none, or more."""
+    table = table.removesuffix("_file")
     found = [path for suffix in SUFFIXES if (path := directory / f"{table}{suffix}").is_file()]
     if len(found) == 1:
         return found[0]

@@ -277,7 +277,10 @@ def test_the_files_that_are_written_for_a_try_are_read_as_they_were_meant(tmp_pa
     write_files(tmp_path, [Product("p1", 'Hat, "new"', None, None, "two\nlines")], [Customer(7, None, "DE")])
     pipeline = Pipeline.load(default_sql_dir(), "file")
     for name, row in (
-        ("product_catalog", {"product_id": "p1", "name": 'Hat, "new"', "description": "two\nlines", "in_stock": True}),
+        (
+            "product_catalog_file",
+            {"product_id": "p1", "name": 'Hat, "new"', "description": "two\nlines", "in_stock": True},
+        ),
         ("customers", {"user_id": 7, "country": "DE"}),
     ):
         relation = pipeline[name]
@@ -285,3 +288,20 @@ def test_the_files_that_are_written_for_a_try_are_read_as_they_were_meant(tmp_pa
         assert {k: v for k, v in found.items() if v is not None} == row
     write_files(tmp_path, [], [])
     assert len(read_rows(find_file(tmp_path, "customers"), pipeline["customers"].columns, ("user_id",))) == 1
+
+
+def test_a_product_of_a_file_that_does_not_say_so_is_in_stock(tmp_path: Path) -> None:
+    """As of a topic, and of a file that is loaded into PostgreSQL: otherwise nothing would be recommended."""
+    (tmp_path / "product_catalog.csv").write_text("product_id,name,category\np1,Hat,hats\n")
+    pipeline = Pipeline.load(default_sql_dir(), "file")
+    file = pipeline["product_catalog_file"]
+    names, types = tuple(c.name for c in file.columns), tuple(c.type for c in file.columns)
+    feed = FileFeed(tmp_path, [CatalogTable(file.name, file.name, names, file.key, types)])
+    database = Database()
+    database.deploy(pipeline, NOW)
+    database.load_snapshot(file.name, feed.snapshot(feed.tables[0]), NOW)
+    found = database.connection.execute("SELECT product_id, in_stock FROM product_catalog").fetchall()
+    lists = database.connection.execute("SELECT category, products FROM category_candidates").fetchall()
+    database.close()
+    assert found == [("p1", True)]
+    assert lists == [("hats", ["p1"])]

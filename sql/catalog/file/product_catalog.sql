@@ -1,10 +1,4 @@
--- The catalog: the rows of product_catalog.csv (or .tsv, .jsonl) in RECS_CATALOG_DIR.
-CREATE TABLE product_catalog (
-  product_id VARCHAR PRIMARY KEY,
-  name VARCHAR,
-  category VARCHAR,
-  price DOUBLE PRECISION,
-  description VARCHAR,
-  image_url VARCHAR,
-  in_stock BOOLEAN
-);
+-- The catalog: the products of the file. One of which it is not said whether it is in stock is.
+CREATE MATERIALIZED VIEW product_catalog AS
+SELECT product_id, name, category, price, description, image_url, COALESCE(in_stock, true) AS in_stock
+FROM product_catalog_file;
