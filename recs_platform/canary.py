@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,30 +17,33 @@ import redis
 from psycopg import sql
 
 from recs_platform.catalog import connected as postgres_at
-from recs_platform.errors import RecsError
+from recs_platform.errors import RecsError, SettingsError
 from recs_platform.events import EventProducer
 from recs_platform.pipeline import Pipeline
 from recs_platform.serving import keys
 from recs_platform.serving.connection import connected as redis_at
 from recs_platform.settings import Settings
+from recs_platform.stack.process import wait_until
 from recs_platform.whole_file import keep_whole
 
 WAIT, BETWEEN_LOOKS = 10.0, 0.01  # seconds
 REMEMBERED = "canary.json"
 NEWS = 300.0  # seconds for which a flight says something of now
 ROW = "canary"  # the heartbeat's name
+Send = Callable[[Settings, Pipeline, str, float], None]
 
 
 @dataclass(frozen=True)
 class Flight:
     """One canary: the sink it came out of, what it was to follow, when it was sent (seconds since 1970), and the `seconds`
-    it took to Redis; None where it did not come, with the `problem`."""
+    it took to Redis; None where it did not come, with the `problem`. `lost_since`: when the first was sent that did not."""
 
     sink: str
     what: str
     sent_at: float
     seconds: float | None = None
     problem: str = ""
+    lost_since: float = 0.0
 
     @property
     def words(self) -> str:
@@ -50,17 +53,28 @@ class Flight:
 
 
 def fly(settings: Settings, pipeline: Pipeline, wait: float = WAIT) -> list[Flight]:
-    """Sends one along each path the pipeline has, and waits for them, at most `wait` seconds in all.
+    """Sends one along each path the pipeline has, one after the other, and waits for each, at most `wait` seconds.
 
     What is away is a flight with a problem. Raises `SettingsError` where no stack runs.
     """
-    sent = list(_sent(settings, pipeline, wait))
-    waiting = [(flight, key) for flight, key in sent if not flight.problem]
+    paths = (("canary_sink", "a message", _send_message), ("heartbeat_sink", "a row", _write_row))
+    return [_flown(settings, pipeline, *path, wait) for path in paths if path[0] in pipeline.relations]
+
+
+def _flown(settings: Settings, pipeline: Pipeline, sink: str, what: str, send: Send, wait: float) -> Flight:
+    canary, url, sent_at = uuid4().hex, settings.require("redis_url"), time.time()
+    place = _Place(pipeline[sink].redis_name, canary if sink == "canary_sink" else ROW, canary)
     try:
-        with redis_at(settings.require("redis_url"), wait) as connection:
-            return [flight for flight, _ in sent if flight.problem] + _arrived(connection, waiting, wait)
+        with redis_at(url, wait) as connection:
+            sent_at = time.time()
+            send(settings, pipeline, canary, wait)
+            if wait_until(lambda: _is_there(connection, place), wait, BETWEEN_LOOKS):
+                return Flight(sink, what, sent_at, time.time() - sent_at)
+    except SettingsError:
+        raise
     except RecsError as error:
-        return [Flight(f.sink, f.what, f.sent_at, problem=f.problem or str(error)) for f, _ in sent]
+        return Flight(sink, what, sent_at, problem=str(error))
+    return Flight(sink, what, sent_at, problem=f"nothing came within {wait:.0f} s")
 
 
 @dataclass(frozen=True)
@@ -70,19 +84,6 @@ class _Place:
     name: str
     row: str
     canary: str
-
-
-def _sent(settings: Settings, pipeline: Pipeline, wait: float) -> Iterator[tuple[Flight, _Place]]:
-    for sink, what, send in (("canary_sink", "a message", _send_message), ("heartbeat_sink", "a row", _write_row)):
-        if sink not in pipeline.relations:
-            continue
-        canary, now, problem = uuid4().hex, time.time(), ""
-        try:
-            send(settings, pipeline, canary, wait)
-        except RecsError as error:
-            problem = str(error)
-        row = canary if sink == "canary_sink" else ROW
-        yield Flight(sink, what, now, problem=problem), _Place(pipeline[sink].redis_name, row, canary)
 
 
 def _send_message(settings: Settings, pipeline: Pipeline, canary: str, wait: float) -> None:
@@ -99,21 +100,6 @@ def _write_row(settings: Settings, pipeline: Pipeline, canary: str, wait: float)
         connection.execute(sql.SQL(put).format(table), [ROW, canary])
 
 
-def _arrived(connection: redis.Redis, waiting: Sequence[tuple[Flight, _Place]], wait: float) -> list[Flight]:
-    found, left = list[Flight](), list(waiting)
-    deadline = time.monotonic() + wait
-    while left:
-        for flight, place in list(left):
-            if _is_there(connection, place):
-                found.append(Flight(flight.sink, flight.what, flight.sent_at, time.time() - flight.sent_at))
-                left.remove((flight, place))
-        if left and time.monotonic() > deadline:
-            problem = f"nothing came within {wait:.0f} s"
-            return found + [Flight(f.sink, f.what, f.sent_at, problem=problem) for f, _ in left]
-        time.sleep(BETWEEN_LOOKS)
-    return found
-
-
 def _is_there(connection: redis.Redis, place: _Place) -> bool:
     """The version readers are on may change meanwhile, so it is asked for each time."""
     version = connection.get(keys.pointer(place.name))
@@ -125,14 +111,23 @@ def _is_there(connection: redis.Redis, place: _Place) -> bool:
 
 
 def remember(state_dir: Path, flights: Iterable[Flight]) -> None:
-    """Keeps them in the state directory, as far as that can be written."""
-    keep_whole(state_dir / REMEMBERED, json.dumps([asdict(flight) for flight in flights]))
+    """Keeps them in the state directory, as far as that can be written; of one that is lost, since when they are."""
+    before = {flight.sink: flight for flight in _kept(state_dir)}
+    now = [f if f.seconds is not None else replace(f, lost_since=_lost_since(before.get(f.sink), f)) for f in flights]
+    keep_whole(state_dir / REMEMBERED, json.dumps([asdict(flight) for flight in now]))
 
 
 def remembered(state_dir: Path, now: float) -> list[Flight]:
     """The last ones, while they say something of now."""
+    return [flight for flight in _kept(state_dir) if 0 <= now - flight.sent_at < NEWS]
+
+
+def _lost_since(before: Flight | None, lost: Flight) -> float:
+    return before.lost_since if before and before.seconds is None else lost.sent_at
+
+
+def _kept(state_dir: Path) -> list[Flight]:
     try:
-        found = [Flight(**flight) for flight in json.loads((state_dir / REMEMBERED).read_text())]
+        return [Flight(**flight) for flight in json.loads((state_dir / REMEMBERED).read_text())]
     except (OSError, ValueError, TypeError):
         return []
-    return [flight for flight in found if 0 <= now - flight.sent_at < NEWS]

@@ -101,7 +101,7 @@ def _with_loss(finding: Finding, flights: Sequence[canary.Flight]) -> Finding:
         return finding
     words = f"a canary: {lost[0].words}"
     next_step = "`recs doctor` sends another; look at the engine's log"
-    return Finding(finding.key, State.BROKEN, lost[0].sent_at, words, next_step, finding.key)
+    return Finding(finding.key, State.BROKEN, lost[0].lost_since, words, next_step, finding.key)
 
 
 def look_and_remember(settings: Settings, pipeline: Pipeline) -> Report:

@@ -93,6 +93,13 @@ def test_what_was_seen_is_remembered_while_it_is_news(tmp_path: Path) -> None:
     assert remembered(tmp_path, now + NEWS) == []
     (tmp_path / "canary.json").write_text("[{")
     assert remembered(tmp_path, now) == []
+    lost = [Flight("canary_sink", "a message", now + i, problem="nothing came") for i in range(3)]
+    for one in lost:
+        remember(tmp_path, [one])
+    assert [f.lost_since for f in remembered(tmp_path, now + 3)] == [now], "since the first that did not come"
+    remember(tmp_path, [flight])
+    remember(tmp_path, lost[2:])
+    assert [f.lost_since for f in remembered(tmp_path, now + 3)] == [now + 2], "and anew when one has come"
     remember(tmp_path / "canary.json", [flight])  # no directory: nothing is kept, and nothing fails
 
 

@@ -150,11 +150,17 @@ def test_customers_come_the_same_way(topics: Topics) -> None:
         (UPSERTS, (b"p1", b"\xff\xfe"), "not a JSON object"),
         (UPSERTS, (None, b"{}"), "product_id missing"),
         (UPSERTS, (None, None), "product_id missing"),
+        (UPSERTS, (None, b'{"product_id": "p1"}'), "no key: the newest message of each key is what is kept"),
         (UPSERTS, (b"p1", b'{"price": "dear"}'), "price is not a number"),
         (UPSERTS, (b"p1", b'{"in_stock": "perhaps"}'), "in_stock is neither true nor false"),
         (DEBEZIUM, (b"{}", b"no json"), "not a change as Debezium writes them"),
         (DEBEZIUM, (b"{}", b'{"after": {"product_id": "p1"}}'), "not a change as Debezium writes them"),
         (DEBEZIUM, (b"{}", b'{"op": "t"}'), "a change of another kind"),
+        (
+            DEBEZIUM,
+            (None, b'{"op": "u", "after": {"product_id": "p1"}}'),
+            "no key: the newest message of each key is what is kept",
+        ),
         (DEBEZIUM, (b"{}", b'{"op": "u", "after": null}'), "no row after the change"),
         (DEBEZIUM, (b"{}", b'{"op": "c", "after": {"name": "x"}}'), "product_id missing"),
         (
@@ -165,7 +171,7 @@ def test_customers_come_the_same_way(topics: Topics) -> None:
     ],
 )
 def test_a_message_that_cannot_be_used_is_kept_and_changes_nothing(
-    form: str, message: tuple[bytes, bytes | None], reason: str
+    form: str, message: tuple[bytes | None, bytes | None], reason: str
 ) -> None:
     topics = Topics(form)
     topics.tell("product_catalog", topics.product("p1"))

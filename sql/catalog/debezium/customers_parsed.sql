@@ -7,18 +7,19 @@ SELECT kafka_partition, kafka_offset, received_at, payload, row_now, id::bigint 
     WHEN payload IS NOT NULL AND op NOT IN ('c', 'r', 'u', 'd') THEN 'a change of another kind'
     WHEN op IN ('c', 'r', 'u') AND row_now IS NULL THEN 'no row after the change'
     WHEN id::bigint IS NULL THEN 'user_id missing or not an integer'
+    WHEN kafka_key IS NULL THEN 'no key: the newest message of each key is what is kept'
   END AS reason
 FROM (
-  SELECT kafka_partition, kafka_offset, received_at, payload, op,
+  SELECT kafka_partition, kafka_offset, received_at, kafka_key, payload, op,
     CASE WHEN jsonb_typeof(row_after) = 'object' THEN row_after END AS row_now,
     COALESCE(row_after->>'user_id', row_before->>'user_id', key_object->>'user_id')::varchar AS id
   FROM (
-    SELECT kafka_partition, kafka_offset, received_at, payload, change->>'op' AS op,
+    SELECT kafka_partition, kafka_offset, received_at, kafka_key, payload, change->>'op' AS op,
       change->'before' AS row_before, change->'after' AS row_after, COALESCE((key_object->'payload'), key_object) AS key_object
     FROM (
-      SELECT kafka_partition, kafka_offset, received_at, payload, key_object, COALESCE((body->'payload'), body) AS change
+      SELECT kafka_partition, kafka_offset, received_at, kafka_key, payload, key_object, COALESCE((body->'payload'), body) AS change
       FROM (
-        SELECT kafka_partition, kafka_offset, received_at, payload,
+        SELECT kafka_partition, kafka_offset, received_at, kafka_key, payload,
           CASE WHEN convert_from(payload, 'UTF8') IS JSON OBJECT THEN convert_from(payload, 'UTF8')::jsonb END AS body,
           CASE WHEN convert_from(kafka_key, 'UTF8') IS JSON OBJECT THEN convert_from(kafka_key, 'UTF8')::jsonb END AS key_object
         FROM customers_changes

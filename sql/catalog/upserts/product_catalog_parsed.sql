@@ -7,17 +7,18 @@ SELECT kafka_partition, kafka_offset, received_at, payload, row_now, id AS produ
     WHEN id IS NULL OR id = '' THEN 'product_id missing'
     WHEN row_now->>'price' IS NOT NULL AND (row_now->>'price')::double precision IS NULL THEN 'price is not a number'
     WHEN row_now->>'in_stock' IS NOT NULL AND (row_now->>'in_stock')::boolean IS NULL THEN 'in_stock is neither true nor false'
+    WHEN kafka_key IS NULL THEN 'no key: the newest message of each key is what is kept'
   END AS reason
 FROM (
-  SELECT kafka_partition, kafka_offset, received_at, payload, body AS row_now,
+  SELECT kafka_partition, kafka_offset, received_at, kafka_key, payload, body AS row_now,
     COALESCE(body->>'product_id', key_object->>'product_id',
       CASE WHEN key_object IS NULL THEN REPLACE(key_text, '"', '') END)::varchar AS id
   FROM (
-    SELECT kafka_partition, kafka_offset, received_at, payload, key_text,
+    SELECT kafka_partition, kafka_offset, received_at, kafka_key, payload, key_text,
       CASE WHEN convert_from(payload, 'UTF8') IS JSON OBJECT THEN convert_from(payload, 'UTF8')::jsonb END AS body,
       CASE WHEN key_text IS JSON OBJECT THEN key_text::jsonb END AS key_object
     FROM (
-      SELECT kafka_partition, kafka_offset, received_at, payload, convert_from(kafka_key, 'UTF8') AS key_text
+      SELECT kafka_partition, kafka_offset, received_at, kafka_key, payload, convert_from(kafka_key, 'UTF8') AS key_text
       FROM product_catalog_changes
     ) AS messages
   ) AS read
