@@ -166,15 +166,10 @@ class Applier:
         return [version for version in wanted if version and not version.is_live]
 
     def _switch(self, going: Sequence[Version]) -> None:
-        """All sinks at one moment, so that no reader sees lists of one deployment and products of another."""
+        if going:
+            self._redis.hdel(keys.REPLACED, *(version.physical_name for version in going))
         began = time.perf_counter()
-        with self._redis.pipeline(transaction=True) as pipe:
-            for version in going:
-                pipe.hdel(keys.REPLACED, version.physical_name)
-                if version.redis_name:
-                    pipe.set(keys.marker(version.redis_name, str(version.id)), "1")
-                    pipe.set(keys.pointer(version.redis_name), str(version.id))
-            pipe.execute()
+        versions.go_over(self._redis, {v.redis_name: str(v.id) for v in going if v.redis_name})
         took = f"Redis went over in {1000 * (time.perf_counter() - began):.1f} ms"
         for version in going:
             if version.redis_name:

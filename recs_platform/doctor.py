@@ -23,7 +23,9 @@ from recs_platform.engines import connect
 from recs_platform.errors import RecsError
 from recs_platform.kafka_address import hosts
 from recs_platform.pipeline import Kind, Pipeline
+from recs_platform.redis_address import RedisAddress
 from recs_platform.schema import copies
+from recs_platform.serving.cluster import nodes_of
 from recs_platform.serving.connection import connected as redis_at
 from recs_platform.settings import LOCAL, RISINGWAVE, Settings, masked
 from recs_platform.stack.service import is_free
@@ -218,13 +220,22 @@ def _version_of_postgres(settings: Settings, version: int) -> Diagnosis:
 
 
 def _redis(settings: Settings) -> Iterator[Diagnosis]:
-    thing = "Redis"
-    with redis_at(settings.redis_url, SECONDS) as server:
-        info: Mapping[str, Any] = server.info()
-        seconds, microseconds = server.time()
-    version = info.get("valkey_version") or info.get("redis_version")
-    yield Diagnosis(thing, Verdict.WELL, f"version {version} at {masked(settings.redis_url)}")
-    yield _clock(thing, seconds + microseconds / 1e6)
+    with redis_at(settings.redis_url, SECONDS) as connection:
+        servers = nodes_of(connection)
+        found = [(node.info(), node.time()) for node in servers]
+    versions = sorted({str(info.get("valkey_version") or info.get("redis_version")) for info, _ in found})
+    nodes = f"a cluster of {len(servers)} primaries, " if len(servers) > 1 else ""
+    yield Diagnosis("Redis", Verdict.WELL, f"{nodes}version {', '.join(versions)} at {masked(settings.redis_url)}")
+    for info, (seconds, microseconds) in found:
+        thing = f"Redis at port {info['tcp_port']}" if nodes else "Redis"
+        yield _clock(thing, seconds + microseconds / 1e6)
+        yield from _server(thing, info)
+        if info.get("cluster_enabled") and not RedisAddress.parse(settings.redis_url).is_cluster:
+            remedy = "name several of its nodes in RECS_REDIS_URL, or add ?cluster=true"
+            yield Diagnosis(thing, Verdict.ILL, "it is a node of a cluster", remedy)
+
+
+def _server(thing: str, info: Mapping[str, Any]) -> Iterator[Diagnosis]:
     policy, most, used = (
         info.get("maxmemory_policy", "noeviction"),
         int(info.get("maxmemory", 0)),
@@ -237,10 +248,6 @@ def _redis(settings: Settings) -> Iterator[Diagnosis]:
         yield Diagnosis(thing, Verdict.ILL, f"it is full to {used / most:.0%}", "raise maxmemory")
     if info.get("aof_enabled") == 0 and not int(info.get("rdb_last_save_time", 0)):
         yield Diagnosis(thing, Verdict.WARNING, "it keeps nothing on disk", "the engine fills it anew after a restart")
-    if info.get("cluster_enabled"):
-        yield Diagnosis(
-            thing, Verdict.ILL, "it is a cluster", "a single server or a proxy is wanted: one answer reads several keys"
-        )
 
 
 def _kafka(settings: Settings) -> Iterator[Diagnosis]:

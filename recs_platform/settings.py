@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from recs_platform.errors import SettingsError
 from recs_platform.kafka_address import KafkaAddress, hosts
+from recs_platform.redis_address import RedisAddress
 
 CDC, UPSERTS, DEBEZIUM, FILE = "cdc", "upserts", "debezium", "file"
 """Where the catalog may come from: PostgreSQL, a topic of rows or of Debezium's changes, files."""
@@ -42,18 +43,19 @@ def default_sql_dir() -> Path:
 _SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 # up to the last @, since a password may hold a / or an @ that nobody escaped
+_EACH_URL = re.compile(r",(?=[a-z]+://)")
 _PASSWORD = re.compile(r"(://[^:/@]*:)(.*)@")
 
 
 def masked(url: str) -> str:
-    """The URL with its password replaced by `***`, fit for logs, plans and metadata."""
-    return _PASSWORD.sub(r"\1***@", url)
+    """The URL, or several with commas, with each password replaced by `***`, fit for logs, plans and metadata."""
+    return ",".join(_PASSWORD.sub(r"\1***@", each) for each in _EACH_URL.split(url))
 
 
 def passwords_of(url: str) -> set[str]:
     """The password as the URL has it, and as it is meant; none where there is none."""
-    match = _PASSWORD.search(url)
-    return {match[2], unquote(match[2])} if match and match[2] else set()
+    matches = [_PASSWORD.search(each) for each in _EACH_URL.split(url)]
+    return {password for match in matches if match and match[2] for password in (match[2], unquote(match[2]))}
 
 
 def _setting(variable: str, default: Any, help: str, *, secret: bool = False, endpoint: bool = False) -> Any:
@@ -88,7 +90,7 @@ class Settings:
     redis_url: str = _setting(
         "RECS_REDIS_URL",
         "",
-        "your own Redis or Valkey instead of the embedded one, redis://…",
+        "your own Redis or Valkey instead of the embedded one, redis://…; several hosts (host:port,host:port) are a cluster",
         secret=True,
         endpoint=True,
     )
@@ -192,6 +194,9 @@ class Settings:
         settings = cls(**{**given, **overrides})
         KafkaAddress.parse(settings.kafka_bootstrap_servers)
         KafkaAddress.parse(settings.risingwave_kafka)
+        for url in (settings.redis_url, settings.redis_reader_url, settings.risingwave_redis_url):
+            if url:
+                RedisAddress.parse(url)
         running: dict[str, Any] = {
             name: value for name, value in _endpoints(settings.state_dir).items() if not getattr(settings, name)
         }
@@ -239,7 +244,7 @@ class Settings:
         postgres = urlsplit(self.postgres_url or "postgresql://recs@127.0.0.1:5432/shop")
         return {
             "kafka_bootstrap_servers": hosts(self.kafka_bootstrap_servers),
-            "redis_url": self.redis_url,
+            "redis_url": RedisAddress.parse(self.redis_url).for_risingwave() if self.redis_url else "",
             "postgres_host": postgres.hostname or "127.0.0.1",
             "postgres_port": str(postgres.port or 5432),
             "postgres_user": unquote(postgres.username or ""),

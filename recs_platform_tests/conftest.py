@@ -6,11 +6,11 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
 import pytest
-import redis
 from psycopg import sql
 
 from recs_platform.stack.broker import broker, probe_kafka
@@ -18,6 +18,8 @@ from recs_platform.stack.postgres import Cluster, cluster, postgres
 from recs_platform.stack.process import running
 from recs_platform.stack.service import free_port
 from recs_platform.stack.valkey import valkey
+from recs_platform_tests.filled_redis import emptied
+from recs_platform_tests.valkey_cluster import joined, valkey_node
 
 FAST_POSTGRES = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=32MB")
 
@@ -39,9 +41,24 @@ def valkey_url(services_dir: Path) -> Iterator[str]:
 @pytest.fixture
 def redis_url(valkey_url: str) -> str:
     """An empty Valkey."""
-    with redis.Redis.from_url(valkey_url) as connection:
-        connection.flushall()
-    return valkey_url
+    return emptied(valkey_url)
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_url(services_dir: Path) -> Iterator[str]:
+    """A cluster of three nodes for the session; a test wants `cluster_url`."""
+    nodes = [valkey_node(services_dir / f"valkey-{i}", free_port()) for i in range(3)]
+    with ExitStack() as stack:
+        for i, node in enumerate(nodes):
+            (services_dir / f"logs-{i}").mkdir()
+            stack.enter_context(running(node, services_dir / f"logs-{i}"))
+        yield joined(nodes)
+
+
+@pytest.fixture
+def cluster_url(redis_cluster_url: str) -> str:
+    """An empty Redis Cluster."""
+    return emptied(redis_cluster_url)
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,17 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 
-import redis
+from recs_platform.serving import keys, versions
+from recs_platform.serving.cluster import nodes_of
+from recs_platform.serving.connection import client
 
-from recs_platform.serving import keys
+
+def emptied(url: str) -> str:
+    """The same, of a server or a cluster that holds nothing."""
+    with client(url, 5) as connection:
+        for node in nodes_of(connection):
+            node.flushall()
+    return url
 
 
 class Shop:
@@ -16,7 +24,7 @@ class Shop:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.redis = redis.Redis.from_url(url, decode_responses=True)
+        self.redis = client(url, 5)
 
     def serve(self, name: str, documents: Mapping[str, object], version: str = "v1", *, marked: bool = False) -> None:
         """Fills a version and flips the pointer to it."""
@@ -26,13 +34,13 @@ class Shop:
         self.redis.set(keys.pointer(name), version)
 
     def fill(self, name: str, documents: Mapping[str, object], version: str = "v1") -> None:
-        if documents:
-            rows = {keys.document(name, version, key): json.dumps(row) for key, row in documents.items()}
-            self.redis.mset(rows)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for key, row in documents.items():
+                pipe.set(keys.document(name, version, key), json.dumps(row))
+            pipe.execute()
 
     def remove(self, name: str, version: str) -> None:
-        if gone := self.redis.keys(keys.documents_pattern(name, version)):
-            self.redis.delete(*gone)
+        versions.unlink_all(self.redis, versions.document_keys(self.redis, name, version))
 
     def stock(self, *product_ids: str, in_stock: bool = True) -> None:
         self.serve(

@@ -19,6 +19,7 @@ from recs_platform.engines.local.engine import Engine
 from recs_platform.events import EventProducer
 from recs_platform.pipeline import Pipeline
 from recs_platform.serving import keys
+from recs_platform.serving.connection import client
 from recs_platform.settings import CDC, FILE, Settings
 from recs_platform.stack.process import wait_until
 from recs_platform.topics import ensure_topics
@@ -39,7 +40,7 @@ class Shop:
             publication=f"{prefix}pub", catalog=catalog, catalog_dir=directory / "catalog")  # fmt: skip
         self.log: list[Message] = []
         self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-        self.redis = redis.Redis.from_url(redis_url, decode_responses=True)
+        self.redis = client(redis_url, 5)
         self.database: Database | None = None
         self.engine: Engine | None = None
         ensure_topics(kafka, Pipeline.of(self.settings).topics, 3)

@@ -22,6 +22,7 @@ from recs_platform.errors import EngineError
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Plan, make_plan
 from recs_platform.serving import keys
+from recs_platform.serving.connection import client
 
 FILES = {
     "clicks": "CREATE SOURCE clicks (payload BYTEA) INCLUDE partition AS part INCLUDE offset AS at WITH (connector = 'kafka', topic = 'c')",
@@ -142,10 +143,10 @@ class Cluster:
             raise CutShort
 
 
-@pytest.fixture
-def connection(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, decode_responses=True) as connection:
-        connection.flushdb()
+@pytest.fixture(params=["redis_url", "cluster_url"])
+def connection(request: pytest.FixtureRequest) -> Iterator[redis.Redis]:
+    """Of one server, and of a Redis Cluster."""
+    with client(request.getfixturevalue(request.param), 5) as connection:
         yield connection
 
 

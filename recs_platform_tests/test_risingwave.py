@@ -105,6 +105,13 @@ def test_a_sink_writes_under_the_prefix_of_its_version(pipeline: Pipeline, targe
     )
 
 
+def test_a_sink_is_told_all_nodes_of_a_redis_cluster(pipeline: Pipeline, targets: dict[str, VersionId]) -> None:
+    settings = replace(SETTINGS, redis_url="redis://:it's secret@a:6379,b:6379")
+    sent = statement(pipeline["products_sink"], targets, settings)
+    assert """redis.url = '["redis://:it''s secret@a:6379", "redis://:it''s secret@b:6379"]'""" in sent
+    assert "secret" not in without_secrets(sent, secrets_of(settings))
+
+
 @pytest.mark.parametrize(
     ("views", "sent"),
     [

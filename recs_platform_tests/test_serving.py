@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -21,16 +22,36 @@ from click.testing import CliRunner
 import recs_platform
 from recs_platform.commands import serving as commands
 from recs_platform.errors import NotServed, SettingsError, StoreUnavailable
+from recs_platform.redis_address import RedisAddress
 from recs_platform.serving import keys, store
+from recs_platform.serving.cluster import nodes_of
+from recs_platform.serving.questions import FLIPS
 from recs_platform.serving.store import AsyncRecommendationStore, RecommendationStore
 from recs_platform.stack.process import running
 from recs_platform.stack.service import free_port
 from recs_platform.stack.valkey import valkey
-from recs_platform_tests.filled_redis import Shop
+from recs_platform_tests.filled_redis import Shop, emptied
 
 NOW = datetime(2024, 3, 21, 10, 30, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 SEGMENT = "25-34/DE"
+
+
+@pytest.fixture(params=["one server", "a cluster"])
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """Empty. What is asked of one server is asked of a cluster, too."""
+    return emptied(request.getfixturevalue("valkey_url" if request.param == "one server" else "redis_cluster_url"))
+
+
+def own_client(url: str, **options: Any) -> Any:
+    """What a shop's own code would have."""
+    address = RedisAddress.parse(url)
+    return (redis.RedisCluster if address.is_cluster else redis.Redis).from_url(address.urls[0], **options)
+
+
+def own_async_client(url: str) -> Any:
+    address = RedisAddress.parse(url)
+    return (redis.asyncio.RedisCluster if address.is_cluster else redis.asyncio.Redis).from_url(address.urls[0])
 
 
 @pytest.fixture
@@ -224,7 +245,7 @@ def test_while_versions_flip_and_vanish_no_reader_sees_a_gap_or_a_mixture(
         writer.result()
     served = [answer for answer in answers if answer is not None]
     assert all(answer in lists.values() for answer in served)
-    assert len(served) >= 490, "only pointers that flip five times within one call may be refused"
+    assert len(served) >= 490, f"only pointers that flip {FLIPS} times within one call may be refused"
 
 
 def _or_none(ask: Callable[[], list[str]]) -> list[str] | None:
@@ -342,13 +363,15 @@ def test_a_stale_pointer_gives_the_last_good_answer_where_that_was_chosen(shop: 
 
 
 def test_a_redis_that_hangs_costs_one_timeout_then_milliseconds(shop: Shop, redis_url: str) -> None:
+    """A cluster's costs a few: whether its nodes have changed is asked, too."""
     shop.list_for(123, "p20")
     with RecommendationStore(redis_url, on_error="last_good", timeout=0.2) as recs:
         recs.get_user_recommendations(123, limit=1)
-        shop.redis.client_pause(600)
-        assert _seconds(lambda: recs.get_user_recommendations(123, limit=1)) < 0.4
+        for node in nodes_of(shop.redis):
+            node.client_pause(600)
+        assert _seconds(lambda: recs.get_user_recommendations(123, limit=1)) < (1.2 if redis_url.count(",") else 0.4)
         assert _seconds(lambda: recs.get_user_recommendations(123, limit=1)) < 0.05
-    assert shop.redis.ping(), "awaited: the pause is over"
+    assert all(node.ping() for node in nodes_of(shop.redis)), "awaited: the pause is over"
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -381,7 +404,7 @@ def test_an_unknown_choice_and_a_bad_url_are_named() -> None:
 @pytest.mark.parametrize("decode_responses", [True, False])
 def test_a_connection_of_ones_own_is_used_and_left_open(shop: Shop, redis_url: str, *, decode_responses: bool) -> None:
     shop.list_for(123, "p20")
-    with redis.Redis.from_url(redis_url, decode_responses=decode_responses) as own:
+    with own_client(redis_url, decode_responses=decode_responses) as own:
         with RecommendationStore(own) as recs:
             assert recs.get_user_recommendations(123, limit=1) == ["p20"]
             assert len(recs.get_user_recommendations(999, limit=30)) == 30
@@ -416,7 +439,7 @@ def test_async_errors_and_last_good_answers_are_the_same(shop: Shop, redis_url: 
         async with AsyncRecommendationStore(url_of_nobody) as nobody:
             with pytest.raises(StoreUnavailable):
                 await nobody.get_user_recommendations(123)
-        async with redis.asyncio.Redis.from_url(redis_url) as own:
+        async with own_async_client(redis_url) as own:
             recs = AsyncRecommendationStore(own, on_error="last_good")
             await recs.get_user_recommendations(123, limit=1)
             await own.flushall()
@@ -429,7 +452,7 @@ def test_a_burst_waits_for_a_connection_instead_of_failing(shop: Shop, redis_url
     shop.list_for(123, "p20")
 
     async def ask() -> list[list[str]]:
-        async with AsyncRecommendationStore(redis_url) as recs:
+        async with AsyncRecommendationStore(redis_url, timeout=10) as recs:
             return await asyncio.gather(*(recs.get_user_recommendations(123, limit=1) for _ in range(500)))
 
     assert asyncio.run(ask()) == [["p20"]] * 500

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import redis
 
 from recs_platform.errors import StoreUnavailable
+from recs_platform.redis_address import RedisAddress
+from recs_platform.serving.cluster import ClusterClient
 from recs_platform.settings import masked
+
+
+def client(url: str, seconds: float, connect_seconds: float | None = None) -> redis.Redis:
+    """Connects when it is first used; waits so many seconds for each reply. Decodes what it reads.
+
+    Raises `SettingsError` for what is no URL.
+    """
+    address = RedisAddress.parse(url)
+    bounds: dict[str, Any] = {"socket_timeout": seconds, "socket_connect_timeout": connect_seconds or seconds}
+    if address.is_cluster:
+        return ClusterClient(address, decode_responses=True, **bounds)
+    return redis.Redis.from_url(address.urls[0], decode_responses=True, **bounds)
 
 
 @contextmanager
@@ -17,9 +32,8 @@ def connected(url: str, seconds: float = 5.0) -> Iterator[redis.Redis]:
 
     A Redis that does not answer, or refuses, is a `StoreUnavailable` that names it without its password.
     """
-    bounds = {"socket_timeout": seconds, "socket_connect_timeout": seconds}
     try:
-        with redis.Redis.from_url(url, decode_responses=True, **bounds) as connection:
+        with client(url, seconds) as connection:
             yield connection
     except (redis.RedisError, OSError) as error:
         raise StoreUnavailable(f"Redis at {masked(url)}: {error}") from None

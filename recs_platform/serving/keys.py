@@ -7,7 +7,8 @@ which version is live:
     recs:<name>:<version>             present as long as that version is kept, also while it has no row
     recs:<name>:<version>:<row key>   one JSON document
 
-Two more are kept by whoever applies a plan: a lock, and since when versions are replaced.
+Two more are kept by whoever applies a plan: a lock, and since when versions are replaced. And the local engine keeps one on
+each server that shows, by being gone, that the server was emptied.
 
 A writer sets `recs:<name>:<version>` before it flips the pointer and removes it along with the documents.
 Readers ignore fields they do not know. Everything here is pure.
@@ -98,6 +99,11 @@ class DocumentKey(NamedTuple):
     name: str
     version: str
     row_key: str
+
+
+def sentinel(number: int) -> str:
+    """A key that is there as long as a server has kept what it was filled with; each of a cluster's has one."""
+    return f"{ROOT}:_filled:{number}"
 
 
 def pointer(name: str) -> str:

@@ -31,7 +31,7 @@ NEWEST, OLDER = slice(3), slice(3, None)
 """The windows read at once, and those read only when these do not suffice."""
 SPARE = 10
 """Products looked up beyond those wanted, in place of the ones that turn out to be sold out."""
-FLIPS = 5
+FLIPS = 20
 """How often in one call the pointers may be found moved."""
 SCAN_KEYS, SCAN_ROUNDS = 1000, 100
 

@@ -17,12 +17,15 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from recs_platform.errors import ServingError, SettingsError, StoreUnavailable
+from recs_platform.redis_address import RedisAddress
+from recs_platform.serving.cluster import AsyncClusterClient, ClusterClient
 from recs_platform.serving.keys import AlsoBought, Product, TrendingProduct
 from recs_platform.serving.questions import Question, Questions
 from recs_platform.settings import Settings
 
 T = TypeVar("T")
 Connection = TypeVar("Connection")
+Cluster = TypeVar("Cluster")
 OnError: TypeAlias = Literal["raise", "last_good"]
 
 TIMEOUT = 0.5
@@ -34,12 +37,12 @@ SLOW, REST = 0.05, 1.0
 """A failure that took longer than SLOW seconds is not tried again for REST seconds while an old answer is at hand."""
 
 
-class _Store(Generic[Connection]):
+class _Store(Generic[Connection, Cluster]):
     """What both stores share: the questions, and the last good answers."""
 
     def __init__(
         self,
-        connection: Connection | str | None = None,
+        connection: Connection | Cluster | str | None = None,
         *,
         on_error: OnError = "raise",
         timeout: float = TIMEOUT,
@@ -51,9 +54,13 @@ class _Store(Generic[Connection]):
         self._last_good = LastGood(self._questions) if on_error == "last_good" else None
         self._owned = connection is None or isinstance(connection, str)
         url = Settings.load().require_reader() if connection is None else connection
-        self._redis = self._connect(url, timeout) if isinstance(url, str) else url
+        self._redis = self._connect(url, timeout) if isinstance(url, str) else self._given(url)
 
     def _connect(self, url: str, timeout: float) -> Connection:
+        raise NotImplementedError
+
+    def _given(self, connection: Any) -> Connection:
+        """A client of somebody's own, of one server or a cluster, as a store asks it."""
         raise NotImplementedError
 
     def _unavailable(self, problem: Exception) -> StoreUnavailable:
@@ -114,10 +121,11 @@ class LastGood:
         return self._questions.popular[:limit] or None if kind == "user" and isinstance(limit, int) else None
 
 
-class RecommendationStore(_Store["redis.Redis"]):
+class RecommendationStore(_Store["redis.Redis", "redis.RedisCluster"]):
     """Reads what the sinks write to Redis. Safe to share between threads; a `with` block closes its own connection.
 
-    `connection` is a redis-py client of your own, a `redis://` URL, or None for the one the settings name (then
+    `connection` is a redis-py client of your own (also a `RedisCluster`), a `redis://` URL (several hosts in it are a
+    cluster), or None for the one the settings name (then
     `SettingsError` when there is none). With `on_error="raise"` a failed read raises `StoreUnavailable` (Redis does
     not answer) or `NotServed` (it does, but no live version is there); with `"last_good"` the last good answer to
     the same question is given instead, for a shopper not asked for before the products that trended last, and only
@@ -175,7 +183,13 @@ class RecommendationStore(_Store["redis.Redis"]):
         self.close()
 
     def _connect(self, url: str, timeout: float) -> redis.Redis:
-        return redis.Redis.from_pool(_pooled(redis.BlockingConnectionPool, Retry, url, timeout))
+        address, bounds = RedisAddress.parse(url), _bounds(Retry, timeout)
+        if address.is_cluster:
+            return ClusterClient(address, connection_pool_class=redis.BlockingConnectionPool, **bounds)
+        return redis.Redis.from_pool(redis.BlockingConnectionPool.from_url(address.urls[0], **bounds))
+
+    def _given(self, connection: Any) -> redis.Redis:
+        return ClusterClient(connection) if isinstance(connection, redis.RedisCluster) else connection
 
     def _ask(self, question: Question[T]) -> T:
         if (old := self._instead(question)) is not None:
@@ -197,7 +211,7 @@ class RecommendationStore(_Store["redis.Redis"]):
             return answer
 
 
-class AsyncRecommendationStore(_Store["redis.asyncio.Redis"]):
+class AsyncRecommendationStore(_Store["redis.asyncio.Redis", "redis.asyncio.RedisCluster"]):
     """`RecommendationStore` for asyncio: the same questions and answers, awaited."""
 
     async def get_user_recommendations(self, user_id: int | str, limit: int = 20) -> list[str]:
@@ -235,8 +249,14 @@ class AsyncRecommendationStore(_Store["redis.asyncio.Redis"]):
         await self.aclose()
 
     def _connect(self, url: str, timeout: float) -> redis.asyncio.Redis:
-        pool = _pooled(redis.asyncio.BlockingConnectionPool, AsyncRetry, url, timeout)
-        return redis.asyncio.Redis.from_pool(pool)
+        address, bounds = RedisAddress.parse(url), _bounds(AsyncRetry, timeout)
+        if address.is_cluster:
+            del bounds["timeout"]  # it waits without an end
+            return AsyncClusterClient(address, **bounds)
+        return redis.asyncio.Redis.from_pool(redis.asyncio.BlockingConnectionPool.from_url(address.urls[0], **bounds))
+
+    def _given(self, connection: Any) -> redis.asyncio.Redis:
+        return AsyncClusterClient(connection) if isinstance(connection, redis.asyncio.RedisCluster) else connection
 
     async def _ask(self, question: Question[T]) -> T:
         if (old := self._instead(question)) is not None:
@@ -296,12 +316,8 @@ def _shared(on_error: OnError) -> RecommendationStore:
     return known[1]
 
 
-def _pooled(pool: Any, retry: Any, url: str, timeout: float) -> Any:
-    bounds = {"max_connections": CONNECTIONS, "timeout": QUEUE}
+def _bounds(retry: Any, timeout: float) -> dict[str, Any]:
+    """How many connections there may be, to each server, and how long one waits for what; a broken one is opened once more."""
+    again = retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
     times = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
-    once_more = retry(NoBackoff(), 1, supported_errors=(redis.exceptions.ConnectionError,))
-    try:
-        return pool.from_url(url, **bounds, **times, retry=once_more)
-    except ValueError:
-        # Where the URL cannot be parsed, its password cannot be masked either: so it is not shown.
-        raise SettingsError("what is given is no Redis URL: redis://[user:password@]host:port[/db] is wanted") from None
+    return {"max_connections": CONNECTIONS, "timeout": QUEUE, "retry": again, **times}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import cast
 
@@ -23,6 +23,19 @@ def unlink_all(connection: redis.Redis, found: Iterable[str]) -> None:
     remaining = iter(found)
     while chunk := list(islice(remaining, _CHUNK)):
         connection.unlink(*chunk)
+
+
+def go_over(connection: redis.Redis, live: Mapping[str, str]) -> None:
+    """Readers go over to these versions, by sink: all at one moment where one server has the pointers, so that no reader
+    sees lists of one deployment and products of another; nearly so in a cluster.
+    """
+    markers = {keys.marker(name, version): "1" for name, version in live.items()}
+    pointers = {keys.pointer(name): version for name, version in live.items()}
+    for wanted in (markers, pointers):  # the other way round, one without rows would look as if it were gone
+        with connection.pipeline(transaction=True) as pipe:
+            for key, value in wanted.items():
+                pipe.set(key, value)
+            pipe.execute()
 
 
 def remove(connection: redis.Redis, name: str, version: str) -> None:

@@ -13,6 +13,7 @@ import redis
 from recs_platform.errors import RecsError
 from recs_platform.events import Event, EventProducer
 from recs_platform.serving import keys
+from recs_platform.serving.connection import client
 from recs_platform.serving.keys import Product
 from recs_platform.serving.store import RecommendationStore
 from recs_platform.settings import Settings
@@ -39,7 +40,7 @@ class Clicker:
         self.user_id = settings.simulate_users + 1
         self._producer = EventProducer(settings.require("kafka_bootstrap_servers"))
         self._store = RecommendationStore(settings.require_reader())
-        self._redis = redis.Redis.from_url(settings.require("redis_url"), socket_timeout=2, decode_responses=True)
+        self._redis = client(settings.require("redis_url"), 2)
         self._random = Random()
 
     def click(self, stop: threading.Event) -> Click | None:

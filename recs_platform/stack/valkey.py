@@ -7,7 +7,9 @@ from pathlib import Path
 
 import redis
 
-from recs_platform.errors import StackError
+from recs_platform.errors import SettingsError, StackError
+from recs_platform.serving.cluster import nodes_of
+from recs_platform.serving.connection import client
 from recs_platform.settings import masked
 from recs_platform.stack.service import HOST, Service
 from recs_platform.stack.wheels import executable
@@ -81,8 +83,8 @@ def _prepare(directory: Path, access: Path, passwords: Passwords | None) -> None
 def probe_redis(url: str) -> None:
     """Returns when Redis answers a PING; raises `StackError` otherwise (also while it still loads its data)."""
     try:
-        bounds = {"socket_timeout": PROBE_SECONDS, "socket_connect_timeout": PROBE_SECONDS}
-        with redis.Redis.from_url(url, **bounds) as connection:
-            connection.ping()
-    except (redis.RedisError, OSError, ValueError) as error:
+        with client(url, PROBE_SECONDS) as connection:
+            for node in nodes_of(connection):
+                node.ping()
+    except (redis.RedisError, OSError, SettingsError) as error:
         raise StackError(f"Redis at {masked(url)}: {error}") from None

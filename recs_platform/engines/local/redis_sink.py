@@ -15,6 +15,8 @@ import redis
 from recs_platform.engines.local.database import Database
 from recs_platform.pipeline import Relation
 from recs_platform.serving import keys, versions
+from recs_platform.serving.cluster import nodes_of, one_of_each
+from recs_platform.serving.connection import client
 from recs_platform.settings import masked
 
 _CHUNK = 1_000
@@ -27,7 +29,7 @@ class RedisSink:
     """Writes what is dirty. `problem` says what is wrong, None while all is well."""
 
     def __init__(self, url: str, database: Database) -> None:
-        self._redis = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2, decode_responses=True)
+        self._redis = client(url, 5, connect_seconds=2)
         self._address = masked(url)
         self._database = database
         self._next_look = 0.0
@@ -82,15 +84,13 @@ class RedisSink:
         for sink in going:
             self._verify(sink)
         self._go_over(going)
+        for sentinel in one_of_each(self._redis, keys.sentinel):
+            self._redis.set(sentinel, "1")
         self._drop_old_prefixes()
         self._settled = self._database.deployments
 
     def _go_over(self, going: Sequence[Relation]) -> None:
-        with self._redis.pipeline(transaction=True) as pipe:
-            for sink in going:
-                pipe.set(keys.marker(sink.redis_name, sink.fingerprint), "1")
-                pipe.set(keys.pointer(sink.redis_name), sink.fingerprint)
-            pipe.execute()
+        versions.go_over(self._redis, {sink.redis_name: sink.fingerprint for sink in going})
         for sink in going:
             self._database.connection.execute(
                 "UPDATE recs.prefixes SET is_live = (version = ?) WHERE name = ?", [sink.fingerprint, sink.redis_name]
@@ -107,16 +107,17 @@ class RedisSink:
             raise redis.RedisError(f"{len(missing)} keys of {sink.redis_name} are missing after they were written")
 
     def _look(self) -> None:
-        """Is this the Redis that was filled? A restarted server may have lost writes, an emptied one has no pointers."""
+        """Is this the Redis that was filled? A restarted server may have lost writes, an emptied one has no sentinel."""
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _LOOK_EVERY
-        run_id = str(self._redis.info("server")["run_id"])
+        run_id = ",".join(str(node.info("server")["run_id"]) for node in nodes_of(self._redis))
+        is_another = run_id != self._run_id or None in self._redis.mget(one_of_each(self._redis, keys.sentinel))
         sinks = self._database.sinks()
         pointers = self._redis.mget([keys.pointer(s.redis_name) for s in sinks]) if sinks else []
         live = self._live_versions()
         for sink, pointer in zip(sinks, pointers, strict=True):
-            if sink.redis_name in live and (run_id != self._run_id or pointer != live[sink.redis_name]):
+            if sink.redis_name in live and (is_another or pointer != live[sink.redis_name]):
                 self._refill(sink)
         if run_id != self._run_id:
             self._database.set_fact(_RUN_ID, run_id)

@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import psycopg
 import pyarrow as pa
-import redis
 from confluent_kafka import KafkaException
 from psycopg.rows import dict_row
 
@@ -53,6 +52,7 @@ from recs_platform.kafka_address import hosts
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, Tell, make_plan
 from recs_platform.serving import keys
+from recs_platform.serving.connection import client
 from recs_platform.settings import Settings, masked
 from recs_platform.statements import parse
 from recs_platform.topics import describe, ensure_topics
@@ -93,7 +93,7 @@ class RisingWaveEngine:
         self.settings = settings or Settings.load()
         self._secrets = secrets_of(self.settings)
         self._address = masked(self.settings.require("risingwave_url"))
-        self._redis = redis.Redis.from_url(self.settings.require("redis_url"), decode_responses=True, socket_timeout=5)
+        self._redis = client(self.settings.require("redis_url"), 5)
         self._connection = self._connect()
 
     def __enter__(self) -> RisingWaveEngine:

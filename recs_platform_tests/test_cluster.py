@@ -1,0 +1,95 @@
+"""The local engine and a Redis Cluster of three nodes; what the library reads of one is told by the tests of serving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import redis
+
+from recs_platform import doctor
+from recs_platform.doctor import Verdict
+from recs_platform.forget import _in_redis
+from recs_platform.pipeline import Pipeline
+from recs_platform.serving.cluster import nodes_of
+from recs_platform.serving.connection import client
+from recs_platform.settings import Settings
+from recs_platform.simulator import catalog
+from recs_platform_tests.shop_floor import Shop, assert_lists_are_right, assert_redis_is_right
+from recs_platform_tests.test_engine import day_of_traffic, everybody_acts, send
+
+
+@pytest.fixture
+def shop(tmp_path: Path, kafka_servers: str, postgres_url: str, cluster_url: str, topic_prefix: str) -> Iterator[Shop]:
+    shop = Shop(tmp_path, kafka_servers, postgres_url, cluster_url, topic_prefix)
+    for product in catalog(7, 60):
+        shop.sql(
+            "INSERT INTO product_catalog (product_id, name, category, price, in_stock) VALUES (%s, %s, %s, %s, true)",
+            product.product_id, product.name, product.category, product.price)  # fmt: skip
+    yield shop
+    shop.close()
+
+
+def test_a_node_that_was_emptied_is_filled_anew(shop: Shop) -> None:
+    engine = shop.open()
+    send(shop, day_of_traffic(300))
+    shop.settle()
+    moment = datetime.now(UTC)
+    shop.clock = lambda: moment
+    everybody_acts(shop)
+    shop.settle()
+    assert_redis_is_right(shop)
+    assert_lists_are_right(shop)
+    for node in nodes_of(shop.redis):
+        assert node.dbsize(), "each has its share"
+        node.flushall()
+        engine.sink._next_look = 0.0
+        shop.settle()
+        assert_redis_is_right(shop)
+        assert_lists_are_right(shop)
+
+
+def test_a_changed_view_goes_over_and_nothing_old_is_left(shop: Shop) -> None:
+    engine = shop.open()
+    send(shop, day_of_traffic(300))
+    shop.settle()
+    before = shop.redis.get("recs:trending_products")
+    path = shop.settings.sql_dir / "trending_products.sql"
+    path.write_text(path.read_text().replace("<= 10", "<= 9"))
+    engine.close()
+    shop.open()
+    shop.settle()
+    now = shop.redis.get("recs:trending_products")
+    assert now != before
+    assert not list(shop.redis.scan_iter(match=f"recs:trending_products:{before}*", count=1000))
+    assert max(len(found["products"]) for found in shop.documents("trending_products").values()) == 9
+
+
+def test_a_shopper_is_looked_for_on_every_node(shop: Shop) -> None:
+    shop.open()
+    everybody_acts(shop)
+    shop.settle()
+    traces = _in_redis(shop.settings, Pipeline.of(shop.settings), 7)
+    assert traces["Redis", "user_recommendations"] == 1
+
+
+def test_the_doctor_looks_at_every_node(cluster_url: str, tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path, redis_url=cluster_url)
+    found = [d for d in doctor.diagnose(settings) if d.thing.startswith("Redis")]
+    assert "a cluster of 3 primaries" in found[0].words
+    assert not [d for d in found if d.verdict is Verdict.ILL]
+    alone = replace(settings, redis_url=cluster_url.partition(",")[0])
+    assert ("it is a node of a cluster", "name several of its nodes in RECS_REDIS_URL, or add ?cluster=true") in [
+        (d.words, d.remedy) for d in doctor.diagnose(alone) if d.thing == "Redis"
+    ]
+
+
+def test_a_cluster_that_is_away_is_a_redis_error(cluster_url: str) -> None:
+    with (
+        client("redis://127.0.0.1:1,127.0.0.1:2", 1) as nobody,
+        pytest.raises(redis.RedisError, match="reachable node"),
+    ):
+        nobody.get("a")
