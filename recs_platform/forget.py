@@ -89,9 +89,12 @@ def _in_kafka(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
 
 def _is_of(payload: Any, user: int) -> bool:
     try:
-        named = json.loads(payload or b"")[USER]
+        found = json.loads(payload or b"")
+        for part in ("payload", "after", "before"):  # where Debezium wraps a row
+            found = found.get(part) or found
+        named = found[USER]
         return not isinstance(named, bool) and int(named) == user
-    except (ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return False
 
 

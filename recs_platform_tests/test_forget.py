@@ -17,12 +17,13 @@ from recs_platform.engines.risingwave.engine import RisingWaveEngine
 from recs_platform.errors import EngineError, RecsError
 from recs_platform.forget import KAFKA, forget, traces
 from recs_platform.pipeline import Pipeline
-from recs_platform.settings import Settings
+from recs_platform.settings import DEBEZIUM, UPSERTS, Settings
 from recs_platform_tests.oracle import Message
 from recs_platform_tests.shop_floor import Shop, assert_documents_are_right, eventually
 from recs_platform_tests.test_contract import local
 
 GONE, STAYS = 7, 77
+TOPIC = {UPSERTS: "customers", DEBEZIUM: "shop.public.customers"}
 PRODUCTS = ("a1", "a2", "a3", "b1")
 
 
@@ -112,6 +113,30 @@ def test_the_command_shows_each_store_and_asks_first(
     told = json.loads(CliRunner().invoke(main, ["forget", str(GONE), "--yes", "--json"]).output)
     assert told["is_forgotten"] is True
     assert CliRunner().invoke(main, ["forget", "abc", "--yes"]).exit_code == 2
+
+
+@pytest.mark.parametrize("catalog", [UPSERTS, DEBEZIUM])
+def test_a_customer_that_came_through_a_topic_goes_and_is_refused(
+    catalog: str, tmp_path: Path, kafka_servers: str, postgres_url: str, redis_url: str, topic_prefix: str
+) -> None:
+    floor = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix, catalog)
+    for user in (GONE, STAYS):
+        floor.sql("INSERT INTO customers VALUES (%s, '25-34', 'DE')", user)
+    with local(floor) as engine:
+        assert isinstance(engine, LocalEngine)
+        settings = replace(floor.settings, engine_url=engine.url, engine_token="secret-token")
+        customers = "SELECT user_id FROM customers ORDER BY user_id"
+        eventually(lambda: engine.query(customers).num_rows == 2)
+        before = counted(settings, GONE)
+        assert before["the engine", "customers_changes"] == before[KAFKA, f"{floor.prefix}{TOPIC[catalog]}"] == 1
+        assert not forget(settings, GONE).left
+        for user in (GONE, STAYS):
+            floor.sql("UPDATE customers SET country = 'FR' WHERE user_id = %s", user)
+        eventually(lambda: engine.status()["refused"] == 1)
+        eventually(lambda: engine.query("SELECT 1 FROM customers WHERE country = 'FR'").num_rows == 1)
+        assert engine.query(customers).column("user_id").to_pylist() == [STAYS]
+        assert counted(settings, GONE)["the engine", "customers_changes"] == 0
+    floor.close()
 
 
 def test_an_engine_that_cannot_says_why_and_nothing_is_deleted(shop: tuple[Shop, Settings]) -> None:

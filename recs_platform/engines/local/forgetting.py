@@ -15,6 +15,7 @@ from recs_platform.readers import downstream
 
 STATE = "CREATE TABLE IF NOT EXISTS recs.forgotten (user_id BIGINT PRIMARY KEY, forgotten_at TIMESTAMPTZ);"
 USER = "user_id"
+PLACES = ("", "after.", "before.", "payload.after.", "payload.before.")
 
 
 def forgotten(connection: Connection) -> frozenset[int]:
@@ -22,8 +23,9 @@ def forgotten(connection: Connection) -> frozenset[int]:
 
 
 def user_of(payload: str) -> str:
-    """SQL for the shopper that a message is of, NULL where it names none."""
-    return f"rw_bigint(rw_jsonb(TRY(decode({payload}))) ->> '$.{USER}')"
+    """SQL for the shopper that a message is of, NULL where it names none: an event, a row, or a change as Debezium tells it."""
+    places = ", ".join(f"rw_jsonb(TRY(decode({payload}))) ->> '$.{place}{USER}'" for place in PLACES)
+    return f"rw_bigint(COALESCE({places}))"
 
 
 def remove(connection: Connection, pipeline: Pipeline, user_id: int, now: datetime) -> None:
