@@ -1,22 +1,29 @@
-"""Dead letters: what could not be used and why, and how it would be judged if it came again today."""
+"""Dead letters: what could not be used and why, and which share of what comes that is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pyarrow as pa
 from sqlglot import exp
 
 from recs_platform.engines.base import StreamEngine
-from recs_platform.engines.local.database import Database, TickInput
 from recs_platform.errors import PipelineError
-from recs_platform.pipeline import Pipeline
+from recs_platform.pipeline import Pipeline, Relation
+from recs_platform.topics import spans_since
 
 RELATION = "dead_letters"
+LABELS: Mapping[str, str] = {RELATION: "topic", "catalog_dead_letters": "relation"}
+"""The relations that hold dead letters, and which column of each names where they come from."""
 PAGE = 500  # letters asked for at a time
+MOST_REASONS = 5  # told at once
+RECENT = timedelta(minutes=5)
+SHARE = 0.01  # of the messages, that is no trouble where a source's header does not say otherwise
+_HEADER = re.compile(r"^dead letters:\s*(\d+(?:\.\d+)?)\s*%", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -132,54 +139,80 @@ def _letter(row: Mapping[str, Any]) -> DeadLetter:
     return DeadLetter(row["topic"], partition, offset, row["received_at"], row["reason"], row["payload"])
 
 
-def origins(pipeline: Pipeline) -> dict[str, Origin]:
-    """Label → where its letters come from, as the SQL of `dead_letters` says it: one SELECT a label.
+@dataclass(frozen=True)
+class Recent:
+    """Of what has come on a topic within `RECENT`: how many messages, and how many letters with each reason, the most first."""
+
+    topic: str
+    messages: int
+    reasons: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def letters(self) -> int:
+        return sum(count for _, count in self.reasons)
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.letters / max(1, self.messages, self.letters))
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count:,} × {reason}" for reason, count in self.reasons[:MOST_REASONS])
+        return f"{self.share:.1%} of {self.messages:,} messages: {reasons}" if self.letters else "none"
+
+
+def kept_of(pipeline: Pipeline) -> list[str]:
+    """The topics whose letters are kept."""
+    kept = [name for name in LABELS if name in pipeline.relations]
+    return list(dict.fromkeys(place.topic for name in kept for place in origins(pipeline, name).values()))
+
+
+def recent(engine: StreamEngine, pipeline: Pipeline, status: Mapping[str, Any], servers: str) -> list[Recent]:
+    """Of each topic whose letters are kept, by what the engine says of itself (`StreamEngine.status`). By the messages' own
+    timestamps, so that both counts are of the same messages.
+
+    Raises what the engine raises, and `SourceError` where Kafka does not answer.
+    """
+    since, counts = datetime.now(UTC) - RECENT, dict[str, list[tuple[str, int]]]()
+    live = {entry["name"] for entry in status["relations"]}
+    for relation in (pipeline[name] for name in LABELS if name in pipeline.relations and name in live):
+        places = origins(pipeline, relation.name)
+        for row in engine.query(
+            f"SELECT {LABELS[relation.name]} AS label, reason, COUNT(*) AS letters FROM {relation.name} "
+            "WHERE received_at > $1 GROUP BY 1, 2 ORDER BY letters DESC, reason",
+            [since],
+        ).to_pylist():
+            counts.setdefault(places[row["label"]].topic, []).append((row["reason"], row["letters"]))
+        counts |= {place.topic: counts.get(place.topic, []) for place in places.values()}
+    sent = Counter[str]()
+    seen = {(p["topic"], p["partition"]): p["end_offset"] for p in status["partitions"]}  # may be more than Kafka tells
+    for place, (first, end) in spans_since(servers, counts, since).items():
+        sent[place[0]] += 0 if first is None else max(end, seen.get(place, 0)) - first
+    return [Recent(topic, sent[topic], tuple(reasons)) for topic, reasons in counts.items()]
+
+
+def share_wanted(source: Relation) -> float:
+    """`-- dead letters: 5 %` in the header of its file, or the default."""
+    match = _HEADER.search(source.description)
+    return float(match[1]) / 100 if match else SHARE
+
+
+def origins(pipeline: Pipeline, name: str = RELATION) -> dict[str, Origin]:
+    """Label → where its letters come from, as the SQL of the relation says it: one SELECT a label.
 
     Raises `PipelineError` where a SELECT names no topic, or reads no relation that judges messages.
     """
-    relation = pipeline[RELATION]
+    relation = pipeline[name]
     found: dict[str, Origin] = {}
     for select in relation.query.find_all(exp.Select) if relation.query else ():
         label = next(
-            (e.this.this for e in select.selects if e.alias == "topic" and isinstance(e.this, exp.Literal)), None
+            (e.this.this for e in select.selects if e.alias == LABELS[name] and isinstance(e.this, exp.Literal)), None
         )
         read = [table.name for table in select.find_all(exp.Table)]
         if label is None or len(read) != 1 or "reason" not in {c.name for c in pipeline[read[0]].columns}:
             raise PipelineError(
-                "each SELECT names its topic in a literal and reads one relation with a column reason", relation.path
+                f"each SELECT names its {LABELS[name]} in a literal and reads one relation with a column reason",
+                relation.path,
             )
         topics = [r.topic for r in pipeline.with_ancestors({read[0]}) if r.topic]
         found[str(label)] = Origin(topics[0], read[0])
     return found
-
-
-class Judge:
-    """Says what today's SQL thinks of messages, in an engine in memory, whichever engine runs."""
-
-    def __init__(self, pipeline: Pipeline, origin: Origin) -> None:
-        self._origin = origin
-        self._database = Database()
-        self._database.deploy(Pipeline({r.name: r for r in pipeline.with_ancestors({origin.judge})}), datetime.now(UTC))
-
-    def close(self) -> None:
-        self._database.close()
-
-    def reasons(self, payloads: Sequence[bytes | None]) -> list[str | None]:
-        """For each, why it is of no use, or None where it would be taken in now."""
-        now = datetime.now(UTC)
-        messages = pa.table(
-            {
-                "payload": pa.array(payloads, pa.binary()),
-                "kafka_key": pa.nulls(len(payloads), pa.binary()),
-                "kafka_partition": pa.array(["0"] * len(payloads), pa.string()),
-                "kafka_offset": pa.array([str(i) for i in range(len(payloads))], pa.string()),
-                "received_at": pa.array([now] * len(payloads), pa.timestamp("us", "UTC")),
-            }
-        )
-        self._database.tick(now, TickInput(messages={self._origin.topic: messages}))
-        with self._database.snapshot() as cursor:
-            rows = cursor.execute(f"SELECT kafka_offset, reason FROM {self._origin.judge}").fetchall()
-        source = self._database.pipeline.topics[self._origin.topic]
-        self._database.connection.execute(f'DELETE FROM "{source.physical_name}"')
-        found: dict[int, str | None] = {int(offset): reason for offset, reason in rows}
-        return [found[i] for i in range(len(payloads))]

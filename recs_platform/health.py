@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 from recs_platform.lineage import Key, outside_key, relation_key, topic_key
 from recs_platform.pipeline import Kind, Pipeline, Relation
@@ -19,6 +20,8 @@ from recs_platform.readings import Reading
 FRESHNESS_SECONDS = 10.0  # lag that is no trouble, where a file's header does not say otherwise
 STALLED_AFTER = 45.0  # seconds without a step forward while something waits
 IDLE_AFTER = 60.0  # seconds without a new message
+RATE_OVER = 10.0  # seconds over which messages are counted for a rate
+LOG_KEPT, LOG_LEFT = 2e9, 500e6  # bytes of PostgreSQL's log kept for the slot, and left until it gives the slot up
 _HEADER = re.compile(r"^freshness:\s*(\d+(?:\.\d+)?)\s*(s|min)\b", re.IGNORECASE | re.MULTILINE)
 
 
@@ -58,7 +61,8 @@ class Finding:
 @dataclass(frozen=True)
 class Seen:
     """What was known of a box at the last look: its state and since when; how many messages were taken in, and since when
-    as many; how many there were, and since when as many."""
+    as many; how many there were, and since when as many. `took` and `came`: messages a second between the last two looks that
+    were `RATE_OVER` apart, None where that is not known; `mark`: when the later of them was, and what was taken in and sent."""
 
     state: str = State.UNKNOWN
     since: float = 0.0
@@ -66,6 +70,9 @@ class Seen:
     taken_at: float = 0.0
     sent: int = -1
     sent_at: float = 0.0
+    took: float | None = None
+    came: float | None = None
+    mark: tuple[float, int, int] = (0.0, -1, -1)
 
 
 Memory = Mapping[Key, Seen]
@@ -74,13 +81,17 @@ Memory = Mapping[Key, Seen]
 def load_memory(text: str | None) -> dict[Key, Seen]:
     """What `dump_memory` gave; empty where it cannot be read."""
     try:
-        return {tuple(key): Seen(*values) for key, values in json.loads(text or "[]")}
+        return {tuple(key): Seen(*map(_whole, values)) for key, values in json.loads(text or "[]")}
     except (ValueError, TypeError):
         return {}
 
 
 def dump_memory(memory: Memory) -> str:
-    return json.dumps([[key, [s.state, s.since, s.taken, s.taken_at, s.sent, s.sent_at]] for key, s in memory.items()])
+    return json.dumps([[key, astuple(seen)] for key, seen in memory.items()])
+
+
+def _whole(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def judge(
@@ -100,7 +111,7 @@ def judge(
         before = memory.get(finding.key)
         since = before.since if before and before.state == finding.state else now
         counts = counted.get(finding.key, Seen())
-        after[finding.key] = Seen(finding.state, since, counts.taken, counts.taken_at, counts.sent, counts.sent_at)
+        after[finding.key] = replace(counts, state=finding.state, since=since)
         kept.append(replace(finding, since=since, blame=finding.blame or finding.key))
     return kept, after
 
@@ -137,12 +148,26 @@ def _counted(reading: Reading | None, before: Seen, now: float) -> Seen:
         return before
     sent = reading.counters["messages"]
     taken = sent - int(reading.numbers.get("lag_messages", 0))
-    return Seen(
-        taken=taken,
-        taken_at=before.taken_at if taken == before.taken else now,
-        sent=sent,
-        sent_at=before.sent_at if sent == before.sent else now,
+    return _with_rates(
+        replace(
+            before,
+            taken=taken,
+            taken_at=before.taken_at if taken == before.taken else now,
+            sent=sent,
+            sent_at=before.sent_at if sent == before.sent else now,
+        ),
+        now,
     )
+
+
+def _with_rates(seen: Seen, now: float) -> Seen:
+    at, taken, sent = seen.mark
+    if taken < 0 or seen.taken < taken or seen.sent < sent:  # never seen before, or counted anew
+        return replace(seen, took=None, came=None, mark=(now, seen.taken, seen.sent))
+    if now - at < RATE_OVER:
+        return seen
+    took, came = (seen.taken - taken) / (now - at), (seen.sent - sent) / (now - at)
+    return replace(seen, took=round(took, 1), came=round(came, 1), mark=(now, seen.taken, seen.sent))
 
 
 def _of_outside(key: Key, found: Mapping[Key, Reading], counts: Seen, pipeline: Pipeline, now: float) -> Finding:
@@ -174,13 +199,31 @@ def _of_topic(key: Key, reading: Reading | None, counts: Seen, pipeline: Pipelin
         return Finding(key, State.STALLED, now, words, "look at the engine's log, and at Kafka", key, evidence)
     wanted = min(freshness_wanted(source) for topic, source in pipeline.topics.items() if topic_key(topic) == key)
     if seconds > wanted:
-        words = f"{lag:,} messages wait, the oldest for up to {_ago(seconds)}; they are being taken in"
-        return Finding(
-            key, State.BEHIND, now, words, "it catches up by itself, unless more comes than can be done", key, evidence
-        )
+        words = f"{lag:,} messages wait, the oldest for up to {_ago(seconds)}; {_pace(counts)}"
+        next_step = "it catches up by itself, unless more comes than can be done"
+        return Finding(key, State.BEHIND, now, words, next_step, key, evidence | _rates(counts))
     return Finding(
         key, State.FRESH, now, f"{lag:,} messages wait, none for longer than {_ago(seconds)}", "", key, evidence
     )
+
+
+def _rates(counts: Seen) -> dict[str, float | int]:
+    """Messages a second, and the seconds after which none would wait."""
+    if counts.took is None or counts.came is None:
+        return {}
+    gain = counts.took - counts.came
+    left = {"seconds_to_work_off": round((counts.sent - counts.taken) / gain, 1)} if gain > 0 else {}
+    return {"taken_per_second": counts.took, "sent_per_second": counts.came, **left}
+
+
+def _pace(counts: Seen) -> str:
+    rates = _rates(counts)
+    if not rates:
+        return "they are being taken in"
+    pace = f"{counts.took:,.0f} a second are taken in and {counts.came:,.0f} come"
+    if "seconds_to_work_off" not in rates:
+        return f"{pace}: it does not catch up"
+    return f"{pace}: worked off in about {_ago(rates['seconds_to_work_off'])}"
 
 
 def _of_catalog(key: Key, found: Mapping[Key, Reading], pipeline: Pipeline, now: float) -> Finding:
@@ -198,9 +241,21 @@ def _of_catalog(key: Key, found: Mapping[Key, Reading], pipeline: Pipeline, now:
                 "the engine reads the tables anew",
                 key,
             )
+        if slot is not None and (words := _kept_log(slot)):
+            next_step = "see whether the engine reads; `max_slot_wal_keep_size` bounds what is kept"
+            return Finding(key, State.BEHIND, now, words, next_step, key, slot.numbers)
     if key not in found:
         return Finding(key, State.UNKNOWN, now, "PostgreSQL was not looked at", "", key)
     return Finding(key, State.FRESH, now, "its changes are followed", "", key)
+
+
+def _kept_log(slot: Reading) -> str:
+    """What PostgreSQL keeps of its log for a slot, where that is too much for its disk or for its own bound."""
+    kept, left = slot.numbers.get("retained_bytes", 0), slot.numbers.get("bytes_until_lost")
+    words = f"PostgreSQL keeps {kept / 1e9:,.1f} GB of its log for the engine"
+    if left is not None and left < LOG_LEFT:
+        return f"{words}, and gives up the slot after {max(left, 0) / 1e6:,.0f} MB more"
+    return f"{words}: its disk fills up until that is read" if kept > LOG_KEPT else ""
 
 
 # -- relations --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from recs_platform.monitor import Report
 HELP: Mapping[str, str] = {
     "lag_messages": "Messages that were sent and are not taken in",
     "lag_seconds": "At most how old the oldest message is that is not taken in",
+    "dead_letters": "Messages of the last five minutes that could not be used",
+    "dead_letter_share": "Share of the messages of the last five minutes that could not be used",
     "partitions": "Partitions of a topic",
     "messages": "Messages that were sent to a topic",
     "rows": "Rows of a relation or a catalog table",

@@ -12,12 +12,13 @@ from threading import Lock
 from typing import Any
 
 from recs_platform import canary
+from recs_platform.dead_letters import recent
 from recs_platform.engines import connect
 from recs_platform.errors import RecsError
 from recs_platform.health import Finding, Memory, Seen, State, dump_memory, judge, load_memory, worst
 from recs_platform.lineage import Key, catalog_key
 from recs_platform.pipeline import Pipeline
-from recs_platform.readings import Reading, of_catalog, of_stream
+from recs_platform.readings import Reading, of_catalog, of_stream, with_dead_letters
 from recs_platform.schema import copies
 from recs_platform.settings import Settings
 from recs_platform.watchers import Watcher, ask
@@ -71,12 +72,11 @@ class Report:
 
 def look(settings: Settings, pipeline: Pipeline, memory: Memory) -> tuple[Report, dict[Key, Seen]]:
     """Takes readings of what answers and judges them. Never raises for a part that is away: that is a finding."""
-    status, away = dict[str, Any](), ""
+    status, readings, away = dict[str, Any](), list[Reading](), ""
     try:
-        status = engine_status(settings)
+        status, readings = _engine(settings, pipeline)
     except RecsError as error:
         away = str(error)
-    readings = of_stream(status, pipeline) if status else []
     try:
         readings += read_catalog(settings, pipeline)
     except RecsError as error:
@@ -113,15 +113,20 @@ def look_and_remember(settings: Settings, pipeline: Pipeline) -> Report:
     return report
 
 
-def engine_status(settings: Settings) -> dict[str, Any]:
-    """Raises `EngineUnavailable`, or `SettingsError` when no stack runs."""
-    with connect(settings, ENGINE_SECONDS) as engine:
-        return engine.status()
-
-
 def read_engine(settings: Settings, pipeline: Pipeline) -> list[Reading]:
-    """Raises what `engine_status` raises."""
-    return of_stream(engine_status(settings), pipeline)
+    """Raises `EngineUnavailable`, or `SettingsError` when no stack runs."""
+    return _engine(settings, pipeline)[1]
+
+
+def _engine(settings: Settings, pipeline: Pipeline) -> tuple[dict[str, Any], list[Reading]]:
+    """What it says of itself, and the readings of it."""
+    with connect(settings, ENGINE_SECONDS) as engine:
+        status = engine.status()
+        readings = of_stream(status, pipeline)
+        with suppress(RecsError):  # Kafka is away, or the relation is: both are told of without this
+            letters = recent(engine, pipeline, status, settings.require("kafka_bootstrap_servers"))
+            readings = with_dead_letters(readings, letters)
+        return status, readings
 
 
 def read_catalog(settings: Settings, pipeline: Pipeline) -> list[Reading]:

@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
+from recs_platform.dead_letters import Recent
 from recs_platform.deployment import taken_apart
 from recs_platform.errors import RecsError, SourceError
 from recs_platform.lineage import Key, catalog_key, relation_key, topic_key
@@ -93,6 +94,20 @@ def of_topics(status: Mapping[str, Any]) -> list[Reading]:
             },
         )
         for topic, found in partitions.items()
+    ]
+
+
+def with_dead_letters(readings: Iterable[Reading], letters: Iterable[Recent]) -> list[Reading]:
+    """Topics with `dead_letters`, how many of the last minutes' messages could not be used, and `dead_letter_share` of them."""
+    recent = {topic_key(found.topic): found for found in letters}
+    return [
+        replace(
+            reading,
+            numbers={**reading.numbers, "dead_letters": found.letters, "dead_letter_share": round(found.share, 4)},
+        )
+        if (found := recent.get(reading.key))
+        else reading
+        for reading in readings
     ]
 
 

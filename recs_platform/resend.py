@@ -19,10 +19,11 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from recs_platform.catalog import CONNECT_SECONDS, refused
-from recs_platform.dead_letters import Choice, DeadLetter, Judge, Origin, letters, origins
+from recs_platform.dead_letters import Choice, DeadLetter, Origin, letters, origins
 from recs_platform.engines.base import StreamEngine
 from recs_platform.errors import EngineError
 from recs_platform.events import EventProducer
+from recs_platform.judging import Judge
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings
 from recs_platform.topic_reader import read, spans

@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -105,6 +106,22 @@ def log_ends(admin: AdminClient, partitions: Iterable[tuple[str, int]]) -> dict[
     The embedded broker's answer may be too low by a batch.
     """
     return _offsets(admin, partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+
+
+def spans_since(
+    bootstrap_servers: str, names: Collection[str], moment: datetime
+) -> dict[tuple[str, int], tuple[int | None, int]]:
+    """Of each partition of the topics that exist: the first offset whose message is of that moment or later, None where
+    there is none; and the end, as `log_ends`. Raises `SourceError` when the broker does not answer.
+    """
+    admin = admin_client(bootstrap_servers)
+    try:
+        at = [(topic, n) for topic, info in describe_topics(admin, names).items() for n in info.partitions]
+        first = _offsets(admin, at, OffsetSpec.for_timestamp(round(moment.timestamp() * 1000)))
+        ends = log_ends(admin, at)
+    except KafkaException as error:
+        raise SourceError(f"Kafka at {hosts(bootstrap_servers)}: {describe(error)}") from error
+    return {place: (offset if offset >= 0 else None, ends[place]) for place, offset in first.items()}
 
 
 def describe(error: KafkaException) -> str:

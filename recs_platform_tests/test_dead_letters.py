@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psycopg
 import pytest
 from click.testing import CliRunner
@@ -15,12 +17,16 @@ from click.testing import CliRunner
 from recs_platform import resend as resending
 from recs_platform.cli import main
 from recs_platform.commands.dead_letters import shown
-from recs_platform.dead_letters import Choice, Judge, groups, letters, origins
+from recs_platform.dead_letters import Choice, groups, letters, origins, recent, share_wanted
+from recs_platform.defs import events
+from recs_platform.defs.resources import Platform
 from recs_platform.engines.base import StreamEngine
 from recs_platform.engines.local.client import LocalEngine
 from recs_platform.errors import EngineError, PipelineError, SourceError
 from recs_platform.events import EventProducer
+from recs_platform.judging import Judge
 from recs_platform.pipeline import Pipeline
+from recs_platform.readings import of_topics, with_dead_letters
 from recs_platform.resend import Fix, Report, resend
 from recs_platform.settings import default_sql_dir
 from recs_platform_tests.shop_floor import Shop, eventually
@@ -79,6 +85,51 @@ def test_letters_are_counted_by_reason_with_a_sample(engine: StreamEngine) -> No
     assert sum(len(page) for page in letters(engine, Choice(reason="not a JSON object"))) == 3
 
 
+def test_the_share_of_what_came_lately(shop: Shop, engine: StreamEngine) -> None:
+    shop.send("purchases", [event(i) | {"event_type": "purchase", "quantity": 1, "price": 1.0} for i in range(9)])
+    eventually(lambda: count(engine, "purchases") == 9)
+    pipeline = Pipeline.of(shop.settings)
+    eventually(lambda: sum(p["end_offset"] for p in engine.status()["partitions"]) == len(BAD) + 10)
+    found = {r.topic: r for r in recent(engine, pipeline, engine.status(), shop.kafka)}
+    activity, purchases = (found[shop.prefix + topic] for topic in ("user_activity", "purchases"))
+    assert (activity.letters, activity.messages, activity.share) == (len(BAD), len(BAD), 1.0)
+    assert dict(activity.reasons)["not a JSON object"] == 2
+    assert (purchases.letters, purchases.messages, purchases.share) == (1, 10, 0.1)
+    assert str(purchases) == "10.0% of 10 messages: 1 × not a JSON object"
+    of_topic = {r.key: r.numbers for r in with_dead_letters(of_topics(engine.status()), found.values())}
+    assert of_topic["kafka", shop.prefix + "purchases"]["dead_letters"] == 1
+    assert of_topic["kafka", shop.prefix + "purchases"]["dead_letter_share"] == 0.1
+    assert recent(engine, pipeline, {**engine.status(), "relations": []}, shop.kafka) == [], "where no letter is kept"
+    with pytest.raises(SourceError):
+        recent(engine, pipeline, engine.status(), "127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("header", "share"), [("", 0.01), ("-- dead letters: 5 %\n", 0.05), ("-- Dead letters: 0.5%\n", 0.005)]
+)
+def test_a_source_may_say_which_share_is_no_trouble(header: str, share: float, tmp_path: Path) -> None:
+    sql_copy(tmp_path, lambda name, text: header + text if name == "purchases_raw" else text)
+    assert share_wanted(Pipeline.load(tmp_path)["purchases_raw"]) == share
+
+
+def test_the_check_is_red_while_too_many_come(
+    shop: Shop, engine: StreamEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Platform, "settings", lambda self: shop.settings)
+    monkeypatch.setattr(Platform, "engine", lambda self, timeout: nullcontext(engine))
+    watcher, cursor = events.watcher(Pipeline.of(shop.settings)), None
+    for told in (["purchases_raw", "user_activity_raw"], []):
+        with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:
+            result = watcher(context)
+        assert isinstance(result, dg.SensorResult)
+        found = [
+            e for e in result.asset_events if isinstance(e, dg.AssetCheckEvaluation) and e.check_name == "dead_letters"
+        ]
+        assert sorted(e.asset_key.to_user_string() for e in found) == told
+        assert all(not e.passed and "not a JSON object" in str(e.metadata["reasons"].value) for e in found)
+        cursor = result.cursor
+
+
 def test_pages_hold_every_letter_once(engine: StreamEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recs_platform.dead_letters.PAGE", 1)
     pages = list(letters(engine, Choice()))
@@ -114,7 +165,7 @@ def test_what_only_came_too_early_is_sent_as_it_is(
         """Three days have passed."""
 
         def reasons(self, payloads: Any) -> list[str | None]:
-            monkeypatch.setattr("recs_platform.dead_letters.datetime", _Later)
+            monkeypatch.setattr("recs_platform.judging.datetime", _Later)
             return super().reasons(payloads)
 
     class _Later(datetime):

@@ -86,12 +86,44 @@ def test_behind_is_not_stalled_while_it_steps_forward() -> None:
         found, memory = judged(readings(views=(1_000 + 300 * step, 500, 90.0)), memory, NOW + 30 * step)
     view = found[("user_recommendations_sink",)]
     assert (view.state, view.blame, view.since) == (State.BEHIND, VIEWS, NOW)
-    assert (
-        view.words
-        == "kafka/user_activity is behind: 500 messages wait, the oldest for up to 90 s; they are being taken in"
-    )
+    waits = "500 messages wait, the oldest for up to 90 s; 10 a second are taken in and 10 come: it does not catch up"
+    assert view.words == f"kafka/user_activity is behind: {waits}"
     assert found[("also_bought",)].state is State.IDLE
     assert found[("products_sink",)].state is State.FRESH
+
+
+def test_who_is_behind_says_how_fast_it_catches_up() -> None:
+    found, memory = judged(readings(views=(1_000, 900, 90.0)))
+    assert found[VIEWS].words.endswith("; they are being taken in"), "nothing is known of how fast"
+    found, memory = judged(readings(views=(1_100, 600, 80.0)), memory, NOW + 10)
+    assert found[VIEWS].words.endswith("; 40 a second are taken in and 10 come: worked off in about 20 s")
+    assert found[VIEWS].evidence["seconds_to_work_off"] == 20.0
+    assert (found[VIEWS].evidence["taken_per_second"], found[VIEWS].evidence["sent_per_second"]) == (40.0, 10.0)
+    found, memory = judged(readings(views=(1_100, 600, 80.0)), load_memory(dump_memory(memory)), NOW + 15)
+    assert "40 a second" in found[VIEWS].words, "looks that come soon after do not count"
+    found, _ = judged(readings(views=(10, 5, 80.0)), memory, NOW + 30)
+    assert found[VIEWS].words.endswith("; they are being taken in"), "another topic of that name begins anew"
+
+
+@pytest.mark.parametrize(
+    ("kept", "left", "words"),
+    [
+        (1e6, None, ""),
+        (3e9, None, "PostgreSQL keeps 3.0 GB of its log for the engine: its disk fills up until that is read"),
+        (1e9, 4e8, "PostgreSQL keeps 1.0 GB of its log for the engine, and gives up the slot after 400 MB more"),
+        (1e9, -5, "PostgreSQL keeps 1.0 GB of its log for the engine, and gives up the slot after 0 MB more"),
+        (1e9, 4e9, ""),
+    ],
+)
+def test_a_log_that_postgresql_keeps_for_too_long_is_seen(kept: float, left: float | None, words: str) -> None:
+    numbers = {"retained_bytes": kept} | ({} if left is None else {"bytes_until_lost": left})
+    slot = Reading(("shop",), numbers, state={"slot": "recs", "wal_status": "reserved"})
+    found, _ = judged([r for r in readings() if r.key != ("shop",)] + [slot])
+    catalog = found["postgres", "product_catalog"]
+    assert (catalog.state, catalog.words) == (
+        (State.BEHIND, words) if words else (State.FRESH, "its changes are followed")
+    )
+    assert found["products_sink",].state is catalog.state
 
 
 def test_stalled_is_seen_within_a_minute() -> None:

@@ -148,7 +148,13 @@ def _shown(seen: Seen) -> RenderableType:
     if seen.stack:
         lines += [_parts(seen.stack), *_troubles(seen.stack)]
     if seen.report:
-        lines += [*_engine(seen.report.engine), *_canaries(seen.report), *_watchers(seen.report), *_boxes(seen.report)]
+        lines += [
+            *_engine(seen.report.engine),
+            *_canaries(seen.report),
+            *_letters(seen.report),
+            *_watchers(seen.report),
+            *_boxes(seen.report),
+        ]
     if seen.free is not None and seen.free < DISK_BYTES:
         words = (
             f"disk: {seen.free / 1e6:,.0f} MB are free where the state lies: make room, the engine cannot write without"
@@ -212,6 +218,16 @@ def _canaries(report: Report) -> Iterator[Text]:
     if took:
         words = ", ".join(f"{sink.removesuffix('_sink')} {1000 * seconds:,.0f} ms" for sink, seconds in took.items())
         yield Text(f"canaries, from being sent to Redis: {words}")
+
+
+def _letters(report: Report) -> Iterator[Text]:
+    """Of topics on which something came that cannot be used."""
+    shares = {label(r.key): r.numbers for r in report.readings if r.numbers.get("dead_letters")}
+    if shares:
+        told = ", ".join(
+            f"{n['dead_letter_share']:.1%} of {topic} ({n['dead_letters']:,})" for topic, n in shares.items()
+        )
+        yield Text(f"dead letters in the last five minutes: {told}: `recs dead-letters` says why", "yellow")
 
 
 def _watchers(report: Report) -> Iterator[Text]:

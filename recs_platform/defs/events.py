@@ -1,4 +1,5 @@
-"""The shape of events: a check on each source that says which fields are otherwise than they used to be."""
+"""The shape of events: checks on each source that say which fields are otherwise than they used to be, and how many
+messages cannot be used."""
 
 import json
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from recs_platform.dead_letters import MOST_REASONS, Recent, kept_of, recent, share_wanted
 from recs_platform.defs.resources import Platform
 from recs_platform.errors import RecsError
 from recs_platform.event_drift import FieldDrift, drifts, fields_read, learned, profile, sample
@@ -16,13 +18,15 @@ from recs_platform.settings import Settings
 
 EVERY = 60  # seconds between looks
 AT_LEAST_EVERY = 3600  # seconds between evaluations that say the same
-CHECK = "event_drift"
+WHILE_THEY_COME = 300  # seconds between evaluations while dead letters do
+ENGINE_SECONDS = 10.0
+CHECK, LETTERS = "event_drift", "dead_letters"
 
 
 @dg.definitions
 def definitions() -> dg.Definitions:
     pipeline = Pipeline.of(Settings.load())
-    return dg.Definitions(asset_checks=[checks(pipeline)], sensors=[watcher(pipeline)])
+    return dg.Definitions(asset_checks=[checks(pipeline), letter_checks(pipeline)], sensors=[watcher(pipeline)])
 
 
 def checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
@@ -55,6 +59,33 @@ def checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     return event_drift
 
 
+def letter_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
+    specs = [
+        dg.AssetCheckSpec(
+            LETTERS,
+            asset=dg.AssetKey(pipeline.topics[topic].name),
+            description=f"Which share of what has come on {topic} in the last five minutes cannot be used, and why.",
+        )
+        for topic in kept_of(pipeline)
+    ]
+
+    @dg.multi_asset_check(specs=specs, can_subset=True)
+    def dead_letters(
+        context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> Iterator[dg.AssetCheckResult]:
+        """Counts the letters that are kept, and the messages in Kafka, by the messages' own timestamps."""
+        try:
+            found = _recent(platform, pipeline)
+        except RecsError as error:
+            raise dg.Failure(str(error)) from error
+        for of_topic in found:
+            result = _judged_letters(pipeline, of_topic)
+            if dg.AssetCheckKey(result["asset_key"], LETTERS) in context.selected_asset_check_keys:
+                yield dg.AssetCheckResult(**result)
+
+    return dead_letters
+
+
 def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
     read = {topic: fields_read(pipeline, topic) for topic in _of_events(pipeline)}
 
@@ -63,14 +94,15 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
         target=None,
         minimum_interval_seconds=EVERY,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Samples the newest messages of each topic, and sees fields come, go and change their type.",
+        description="Samples the newest messages of each topic, and sees fields come, go and change their type; counts those "
+        "that cannot be used.",
     )
     def event_drift(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """Costs one read of a few hundred messages a topic. What is usual is learned only while something comes."""
         known: dict[str, dict[str, Any]] = _loaded(context.cursor)
         events, words, now = [], [], time.time()
         for topic, source in _of_events(pipeline).items():
-            entry = known.setdefault(topic, {"count": -1, "at": now, "usual": {}, "told": ""})
+            entry = known.setdefault(topic, _unseen(now))
             try:
                 payloads, count = sample(platform.settings().require("kafka_bootstrap_servers"), topic)
             except RecsError as error:
@@ -82,11 +114,66 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
             if told != entry["told"]:
                 events.append(dg.AssetCheckEvaluation(**_judged(source.name, found, len(payloads))))
             usual = learned(entry["usual"], seen, now - entry["at"]) if count != entry["count"] else entry["usual"]
-            known[topic] = {"count": count, "at": now, "usual": usual, "told": told}
+            known[topic] = entry | {"count": count, "at": now, "usual": usual, "told": told}
             words.append(f"{topic}: {len(found)} differences")
+        try:
+            letters = _recent(platform, pipeline)
+            events += _news_of_letters(letters, pipeline, known, now)
+            words += [f"{found.topic}: {found.letters} dead letters" for found in letters]
+        except RecsError as error:
+            words.append(str(error))
         return dg.SensorResult(asset_events=events, skip_reason="; ".join(words), cursor=json.dumps(known))
 
     return event_drift
+
+
+def _unseen(now: float) -> dict[str, Any]:
+    """What is known of a topic at the first look."""
+    return {"count": -1, "at": now, "usual": {}, "told": "", "letters": ""}
+
+
+def _news_of_letters(
+    letters: Sequence[Recent], pipeline: Pipeline, known: dict[str, dict[str, Any]], now: float
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Those that turn well or ill, and now and then the others; `known` remembers them."""
+    for found in letters:
+        entry, result = known.setdefault(found.topic, _unseen(now)), _judged_letters(pipeline, found)
+        told = f"{result['passed']} {int(now // (WHILE_THEY_COME if found.letters else AT_LEAST_EVERY))}"
+        if told != entry.get("letters"):
+            yield dg.AssetCheckEvaluation(**result)
+        entry["letters"] = told
+
+
+def _recent(platform: Platform, pipeline: Pipeline) -> list[Recent]:
+    """Raises `RecsError` where the engine or Kafka does not answer."""
+    servers = platform.settings().require("kafka_bootstrap_servers")
+    with platform.engine(ENGINE_SECONDS) as engine:
+        return recent(engine, pipeline, engine.status(), servers)
+
+
+def _judged_letters(pipeline: Pipeline, found: Recent) -> dict[str, Any]:
+    """As `_judged`."""
+    source = pipeline.topics[found.topic]
+    wanted = share_wanted(source)
+    evidence: dict[str, dg.MetadataValue[Any]] = {
+        "share": dg.MetadataValue.float(round(found.share, 4)),
+        "dead letters": dg.MetadataValue.int(found.letters),
+        "messages": dg.MetadataValue.int(found.messages),
+    }
+    if found.letters:
+        rows = [dg.TableRecord({"reason": reason, "messages": count}) for reason, count in found.reasons[:MOST_REASONS]]
+        evidence["reasons"] = dg.MetadataValue.table(rows)
+        evidence["next"] = dg.MetadataValue.text(
+            "`recs dead-letters` shows one of each; `recs dead-letters replay` sends back what can be put right"
+        )
+    return {
+        "asset_key": dg.AssetKey(source.name),
+        "check_name": LETTERS,
+        "passed": found.share <= wanted,
+        "severity": dg.AssetCheckSeverity.WARN,
+        "description": f"of the last five minutes: {found}; up to {wanted:.1%} are no trouble",
+        "metadata": evidence,
+    }
 
 
 def _of_events(pipeline: Pipeline) -> Mapping[str, Relation]:
