@@ -345,6 +345,19 @@ def test_the_last_good_answer_outlives_redis_and_redis_is_found_again(tmp_path: 
             assert strict.get_user_recommendations(123, limit=1) == ["p0"]
 
 
+@pytest.mark.parametrize("limit", [1, 3])
+def test_where_nothing_trends_a_stranger_is_shown_the_catalog_when_redis_is_gone(
+    redis_url: str, limit: int, shop: Shop
+) -> None:
+    for start in (RUNNING, RUNNING - HOUR):
+        shop.trend(start, {})
+    shop.list_for(123, "p20")
+    with RecommendationStore(redis_url, on_error="last_good", clock=lambda: NOW) as recs:
+        assert recs.get_user_recommendations(123, limit=limit)[0] == "p20"
+        emptied(redis_url)
+        assert set(recs.get_user_recommendations(999, limit=5)) <= set(numbers(range(30)))
+
+
 def _small_shop(url: str) -> None:
     shop = Shop(url)
     shop.stock("p0", "p1", "p2")

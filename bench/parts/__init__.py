@@ -9,15 +9,15 @@ from bench.report import Section
 from bench.session import Session
 
 ORDER = (
-    "freshness", "sustained", "catchup", "rebuild", "switch", "slope", "writes", "memory", "serving", "restart", "ticks",
-    "baselines",
+    "freshness", "sustained", "catchup", "rebuild", "switch", "slope", "writes", "memory", "serving", "restart", "faults",
+    "ticks", "baselines",
 )  # fmt: skip
 """As they stand in the report."""
 
 SHARING = ("memory", "rebuild", "freshness", "writes", "serving", "sustained")
 """These use one stack with its preload, in this order: what it costs at rest before what makes it grow."""
 
-ALONE = ("baselines", "catchup", "restart", "slope", "switch", "ticks")
+ALONE = ("baselines", "catchup", "faults", "restart", "slope", "switch", "ticks")
 """These have the machine to themselves."""
 
 

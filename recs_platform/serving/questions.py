@@ -68,7 +68,8 @@ class Questions:
         self._clock = clock
         self._versions: dict[str, str | None] = {}
         self.popular: list[str] = []
-        """Trending products last seen in stock: what is left to say to a new shopper when Redis is gone."""
+        """Trending products last seen in stock, or where nothing trends others that are: what is left to
+        say to a new shopper when Redis is gone."""
 
     def user_recommendations(self, user_id: int | str, limit: int) -> Question[list[str]]:
         shopper, limit = keys.checked_user_id(user_id), checked_limit(limit)
@@ -156,6 +157,7 @@ class Questions:
         pending = _fresh([*listed, *trending], seen)
         chosen: list[str] = []
         popular: list[str] = []
+        filled: list[str] = []
         more: list[Callable[[], Reads[list[str]]]] = [self._older, self._shelf]
         while len(chosen) < limit and (pending or more):
             while more and len(pending) < limit - len(chosen):
@@ -163,9 +165,14 @@ class Questions:
             batch = limit - len(chosen) + SPARE
             available = yield from self._in_stock(pending[:batch])
             popular += [product_id for product_id in trending if product_id in available]
+            filled += [found for found in pending[:batch] if found in available and found not in listed]
             chosen += [product_id for product_id in pending[:batch] if product_id in available]
             pending = pending[batch:]
-        self.popular = popular or self.popular
+        if not (popular or self.popular or filled):
+            some = (yield from self._shelf())[: limit + SPARE]
+            available = yield from self._in_stock(some)
+            filled = [product_id for product_id in some if product_id in available]
+        self.popular = popular or self.popular or filled
         return chosen[:limit]
 
     def _older(self) -> Reads[list[str]]:
