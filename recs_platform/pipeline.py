@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 from sqlglot import exp
@@ -139,7 +140,8 @@ class Pipeline:
     @classmethod
     def load(cls, sql_dir: Path, catalog: str = CDC, engine: str = LOCAL) -> Pipeline:
         """Reads and checks every `*.sql` below `sql_dir`, but of `catalog/` only what is below `catalog/<catalog>`: there is
-        one directory for each place the catalog may come from. And of `engine/` only what is for that engine alone.
+        one directory for each place the catalog may come from. And of `engine/`, there or below it, only what is for that
+        engine alone.
 
         Raises `PipelineError` with file and line: SQL that does not parse, a name that is not the file's stem,
         one name in two files, a missing upstream or column, a cycle, an unknown `${variable}`.
@@ -243,11 +245,11 @@ def _paths(sql_dir: Path, catalog: str, engine: str) -> list[Path]:
     if catalogs.is_dir() and not (catalogs / catalog).is_dir():
         there = ", ".join(sorted(path.name for path in catalogs.iterdir() if path.is_dir()))
         raise PipelineError(f"RECS_CATALOG={catalog}: no directory {catalogs / catalog}; there are {there}")
-    chosen = {catalogs: catalogs / catalog, sql_dir / ENGINES: sql_dir / ENGINES / engine}
+    chosen = {CATALOGS: catalog, ENGINES: engine}
     return [
         path
         for path in sorted(sql_dir.rglob("*.sql"))
-        if all(choices not in path.parents or choice in path.parents for choices, choice in chosen.items())
+        if all(chosen.get(above, below) == below for above, below in pairwise(path.relative_to(sql_dir).parent.parts))
     ]
 
 

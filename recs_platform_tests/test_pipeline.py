@@ -46,8 +46,8 @@ def test_every_file_is_one_relation_named_as_its_stem(pipeline: Pipeline) -> Non
 @pytest.mark.parametrize("catalog", CATALOGS)
 def test_the_catalog_comes_from_one_place_and_all_else_reads_it_alike(pipeline: Pipeline, catalog: str) -> None:
     other = Pipeline.load(default_sql_dir(), catalog)
-    of_it = {path.stem for path in (default_sql_dir() / "catalog" / catalog).iterdir()}
-    everywhere = {path.stem for path in default_sql_dir().rglob("*.sql") if path.parts[-3] not in ("catalog", "engine")}
+    of_it = {path.stem for path in (default_sql_dir() / "catalog" / catalog).glob("*.sql")}
+    everywhere = {path.stem for path in default_sql_dir().rglob("*.sql") if not {"catalog", "engine"} & set(path.parts)}
     assert set(other.relations) == everywhere | of_it
     for name in ("product_catalog", "customers"):
         assert [(c.name, c.type) for c in other[name].columns] == [(c.name, c.type) for c in pipeline[name].columns]
@@ -58,6 +58,10 @@ def test_an_engine_may_have_relations_of_its_own(pipeline: Pipeline) -> None:
     more = Pipeline.load(default_sql_dir(), engine=RISINGWAVE)
     of_it = {path.stem for path in (default_sql_dir() / "engine" / RISINGWAVE).iterdir()}
     assert set(more.relations) == set(pipeline.relations) | of_it
+    topics = Pipeline.load(default_sql_dir(), UPSERTS, RISINGWAVE)
+    assert {f"{topics.topics[topic].name}_progress" for topic in ("customers", "product_catalog")} <= set(
+        topics.relations
+    )
     assert {r.name: r.fingerprint for r in pipeline}.items() <= {r.name: r.fingerprint for r in more}.items()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 import redis
+from confluent_kafka import Producer
 
 from recs_platform import applying
 from recs_platform.deployment import VersionId, physical_name
@@ -26,10 +28,11 @@ from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
 from recs_platform.engines.risingwave.postgres import count_rows, drop_slot
 from recs_platform.engines.risingwave.statements import differences, is_one_question, publication, statement
 from recs_platform.errors import EngineError, PipelineError, QueryError
+from recs_platform.events import EventProducer
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.serving import keys
 from recs_platform.settings import CDC, DEBEZIUM, FILE, RISINGWAVE, UPSERTS, Settings, default_sql_dir
-from recs_platform.topics import TopicInfo, admin_client
+from recs_platform.topics import TopicInfo, admin_client, ensure_topics
 
 SETTINGS = Settings.load(
     {
@@ -432,7 +435,12 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], tuple[int, i
     )
     monkeypatch.setattr(lag, "log_starts", lambda _, at: {place: found[place][0] for place in at})
     monkeypatch.setattr(lag, "log_ends", lambda _, at: {place: found[place][1] for place in at})
+    monkeypatch.setattr(lag, "_messages", lambda kafka, place, first, end: end - first)
     return found
+
+
+def partitions(cluster: Cluster) -> dict[tuple[str, int], dict[str, Any]]:
+    return {(p["topic"], p["partition"]): p for p in cluster.engine.status()["partitions"]}
 
 
 def test_how_far_topics_are_read(cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]) -> None:
@@ -441,14 +449,54 @@ def test_how_far_topics_are_read(cluster: Cluster, kafka: dict[tuple[str, int], 
     cluster.catalog.progress["user_activity_raw_progress"] = [
         {"kafka_partition": "0", "last_offset": 89, "newest": newest}
     ]
-    found = {(p["topic"], p["partition"]): p for p in cluster.engine.status()["partitions"]}
+    found = partitions(cluster)
     behind = found["user_activity", 0]
     assert (behind["next_offset"], behind["end_offset"], behind["lag"]) == (90, 100, 10)
     assert 40 <= behind["lag_seconds"] < 60
     assert found["user_activity", 1]["lag"] == 2, "nothing of it is read yet, and it begins at 7"
     assert found["purchases", 0]["lag"] == 0
     cluster.catalog.progress["user_activity_raw_progress"][0]["last_offset"] = 99
-    assert cluster.engine.status()["partitions"][0]["lag"] == 0
+    assert partitions(cluster)["user_activity", 0]["lag"] == 0
+
+
+def test_the_end_of_a_transaction_is_no_message_that_waits(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.engine.apply()
+    newest = datetime.now(UTC) - timedelta(seconds=40)
+    rows = [{"kafka_partition": "0", "last_offset": 98, "newest": newest}]
+    cluster.catalog.progress["user_activity_raw_progress"] = rows
+    assert partitions(cluster)["user_activity", 0]["lag"] == 1
+    monkeypatch.setattr(lag, "_messages", lambda kafka, place, first, end: 0)
+    found = partitions(cluster)["user_activity", 0]
+    assert (found["lag"], found["lag_seconds"]) == (0, 0.0)
+    rows[0]["newest"] = datetime.now(UTC)
+    assert partitions(cluster)["user_activity", 0]["lag"] == 1, "while it moves nothing is counted"
+
+
+def test_messages_between_two_offsets_are_counted(kafka_servers: str, topic_prefix: str) -> None:
+    topic = topic_prefix + "counted"
+    ensure_topics(kafka_servers, [topic], 1)
+    with EventProducer(kafka_servers) as producer:
+        for i in range(5):
+            producer.send_raw(topic, None, str(i).encode())
+    assert lag._messages(kafka_servers, (topic, 0), 1, 4) == 3
+    assert lag._messages("127.0.0.1:1", (topic, 0), 1, 4) == 3, "where nobody can be asked, they are taken for messages"
+
+
+def test_an_end_of_a_transaction_is_not_counted(topic_prefix: str) -> None:
+    if not (servers := os.environ.get("RECS_TEST_KAFKA")):
+        pytest.skip("RECS_TEST_KAFKA names no Kafka: the embedded broker's transactions are not a real one's")
+    topic = topic_prefix + "transactions"
+    ensure_topics(servers, [topic], 1)
+    producer = Producer({"bootstrap.servers": servers, "transactional.id": topic})
+    producer.init_transactions(20)
+    for ends in (producer.commit_transaction, producer.abort_transaction, producer.commit_transaction):
+        producer.begin_transaction()
+        producer.produce(topic, b"1", partition=0)
+        ends(20)
+    assert lag._messages(servers, (topic, 0), 0, 6) == 2
+    assert lag._messages(servers, (topic, 0), 5, 6) == 0
 
 
 def test_a_sink_that_fails_is_told_of_while_it_is_news_without_a_password(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from recs_platform.deployment import Deployment
+from recs_platform.errors import SourceError
 from recs_platform.pipeline import Kind, Pipeline
+from recs_platform.topic_reader import Span, read
 from recs_platform.topics import admin_client, describe_topics, log_ends, log_starts
 
 NEWS = timedelta(minutes=2)  # for which a sink that failed counts as failing: it tries again after about a minute
+FEW, STILL = 100, timedelta(seconds=5)  # so few that wait for so long are counted: they may be none
+READ_SECONDS = 5.0
 PROGRESS = "_progress"  # what the view of how far a source is read is called, after the source
 SINK_FAILURES = (
     "SELECT info, timestamp FROM rw_catalog.rw_event_logs WHERE event_type = 'SINK_FAIL' ORDER BY timestamp DESC"
@@ -35,12 +40,27 @@ def partitions(files: Pipeline, live: Iterable[str], kafka: str, rows: Rows) -> 
         for topic, view in watched.items()
         for row in rows(f"SELECT * FROM {view}")
     }
-    return [_partition(place, read.get(place), starts[place], ends[place]) for place in at]
+    return [_partition(kafka, place, read.get(place), starts[place], ends[place]) for place in at]
 
 
-def _partition(place: tuple[str, int], row: Mapping[str, Any] | None, start: int, end: int) -> dict[str, Any]:
+@lru_cache(maxsize=1_000)
+def _messages(kafka: str, place: tuple[str, int], first: int, end: int) -> int:
+    """How many there are between two offsets: the end of a transaction has one, too, and would count as a message for ever."""
+    topic, partition = place
+    try:
+        found = read(kafka, topic, {partition: Span(first, end)}, READ_SECONDS)
+        return sum((message.offset() or 0) < end for message in found)
+    except SourceError:
+        return end - first
+
+
+def _partition(
+    kafka: str, place: tuple[str, int], row: Mapping[str, Any] | None, start: int, end: int
+) -> dict[str, Any]:
     following = row["last_offset"] + 1 if row else start
     lag = max(0, end - following)
+    if row and 0 < lag <= FEW and datetime.now(UTC) - row["newest"] > STILL:
+        lag = _messages(kafka, place, following, end)
     waits = (datetime.now(UTC) - row["newest"]).total_seconds() if row and lag else 0.0
     return {
         "topic": place[0],
