@@ -320,13 +320,23 @@ def _cause(ill: Finding) -> str:
 
 
 def _own_lag(relation: Relation, reading: Reading | None) -> Finding | None:
-    """What is known of a sink itself: how long an event takes to Redis."""
-    p99 = reading.numbers.get("freshness_p99_ms") if reading and relation.kind is Kind.SINK else None
-    if p99 is None or p99 / 1000 <= freshness_wanted(relation):
+    """What is known of a sink itself: how long an event takes to Redis, or a barrier, where the engine tells that."""
+    if reading is None or relation.kind is not Kind.SINK:
         return None
-    words = f"an event takes up to {_ago(p99 / 1000)} to Redis, {_ago(freshness_wanted(relation))} are wanted"
-    key = relation_key(relation.name)
-    return Finding(key, State.BEHIND, 0.0, words, "look at the load of the engine", key, {"freshness_p99_ms": p99})
+    key, wanted = relation_key(relation.name), freshness_wanted(relation)
+    p99, barrier = reading.numbers.get("freshness_p99_ms", 0.0), reading.numbers.get("barrier_seconds", 0.0)
+    if max(p99 / 1000, barrier) <= wanted:
+        return None
+    what = (
+        f"an event takes up to {_ago(p99 / 1000)} to Redis"
+        if p99 / 1000 > wanted
+        else f"a barrier takes {_ago(barrier)}"
+    )
+    evidence = {
+        name: reading.numbers[name] for name in ("freshness_p99_ms", "barrier_seconds") if name in reading.numbers
+    }
+    words = f"{what}, {_ago(wanted)} are wanted"
+    return Finding(key, State.BEHIND, 0.0, words, "look at the load of the engine", key, evidence)
 
 
 def _ago(seconds: float) -> str:

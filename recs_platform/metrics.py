@@ -26,6 +26,7 @@ HELP: Mapping[str, str] = {
     "changes": "Rows of a catalog table that were inserted, updated or deleted",
     "freshness_p50_seconds": "From an event to its document in Redis, the half",
     "freshness_p99_seconds": "From an event to its document in Redis, all but a hundredth",
+    "barrier_seconds": "The slowest of a RisingWave's last barriers: what is sent waits for two of them",
     "canary_seconds": "From a canary to its document in Redis, the last one",
     "lag_bytes": "Write-ahead log that the replication slot has not confirmed",
     "retained_bytes": "Write-ahead log that PostgreSQL keeps for the replication slot",

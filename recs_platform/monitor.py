@@ -75,6 +75,7 @@ def look(settings: Settings, pipeline: Pipeline, memory: Memory) -> tuple[Report
     status, readings, away = dict[str, Any](), list[Reading](), ""
     try:
         status, readings = _engine(settings, pipeline)
+        away = status["problems"].get("engine", "")
     except RecsError as error:
         away = str(error)
     try:

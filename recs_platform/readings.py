@@ -145,6 +145,8 @@ def _of_relation(
         if any(ancestor.topic for ancestor in pipeline.with_ancestors({relation.name})):
             names = ("freshness_p50_ms", "freshness_p99_ms")
             numbers |= {name: status[name] for name in names if status.get(name) is not None}
+        if status.get("barrier_seconds") is not None:
+            numbers["barrier_seconds"] = status["barrier_seconds"]
     changed = datetime.fromisoformat(entry["changed_at"]) if entry.get("changed_at") else None
     return Reading(relation_key(relation.name), numbers, state=state, changed_at=changed)
 

@@ -29,7 +29,9 @@ from recs_platform.engines.risingwave.postgres import count_rows, drop_slot
 from recs_platform.engines.risingwave.statements import differences, is_one_question, publication, statement
 from recs_platform.errors import EngineError, PipelineError, QueryError
 from recs_platform.events import EventProducer
+from recs_platform.health import State, judge
 from recs_platform.pipeline import Kind, Pipeline
+from recs_platform.readings import of_stream
 from recs_platform.serving import keys
 from recs_platform.settings import CDC, DEBEZIUM, FILE, RISINGWAVE, UPSERTS, Settings, default_sql_dir
 from recs_platform.topics import TopicInfo, admin_client, ensure_topics
@@ -213,7 +215,7 @@ class Catalog:
         self.relations: dict[str, tuple[int, str, str]] = {}
         self.building: dict[str, int] = {}
         self.progress: dict[str, list[dict[str, Any]]] = {}
-        self.failures: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
         self._answer: list[dict[str, Any]] = []
         self._ids = itertools.count(1)
 
@@ -258,7 +260,7 @@ class Catalog:
         if text.startswith("SELECT * FROM"):
             return self.progress.get(text.split()[-1], [])
         if "SINK_FAIL" in text:
-            return self.failures
+            return sorted(self.events, key=lambda event: event["timestamp"], reverse=True)
         if text.startswith("SELECT COUNT(*)"):
             return [{"rows": 0}]
         return [{"version": "PostgreSQL 13.14.0-RisingWave-2.8.0 (abc)"}] if "version()" in text else []
@@ -506,8 +508,8 @@ def test_a_sink_that_fails_is_told_of_while_it_is_news_without_a_password(
     physical = next(name for name in cluster.catalog.relations if name.startswith("products_sink__"))
     error = "cannot reach redis://:redis-secret@redis:6379/0"
     now = datetime.now(UTC)
-    event = {"info": {"sinkFail": {"sinkName": physical, "error": error}}, "timestamp": now}
-    cluster.catalog.failures = [{"info": {"sinkFail": {"sinkName": "another"}}, "timestamp": now}, event]
+    event = happened("SINK_FAIL", now, sinkName=physical, error=error)
+    cluster.catalog.events = [happened("SINK_FAIL", now + timedelta(seconds=1), sinkName="another"), event]
     told = cluster.engine.status()["problems"]["redis"]
     assert told == f"products_sink failed at {now:%H:%M:%S} UTC: cannot reach redis://:***@redis:6379/0"
     prefix = f"products_sink failed at {now:%H:%M:%S} UTC: "
@@ -516,6 +518,41 @@ def test_a_sink_that_fails_is_told_of_while_it_is_news_without_a_password(
     assert "redis-sec" not in cluster.engine.status()["problems"]["redis"], "nor half of it, where the words are cut"
     event["timestamp"] = now - timedelta(minutes=5)
     assert cluster.engine.status()["problems"] == {}
+
+
+def happened(kind: str, at: datetime, **told: object) -> dict[str, Any]:
+    """An event of the log, as a RisingWave tells it."""
+    first, *others = kind.lower().split("_")
+    return {"event_type": kind, "info": {first + "".join(map(str.capitalize, others)): told}, "timestamp": at}
+
+
+def test_a_barrier_that_takes_long_makes_sinks_behind(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]
+) -> None:
+    cluster.engine.apply()
+    assert cluster.engine.status()["barrier_seconds"] is None
+    now = datetime.now(UTC)
+    cluster.catalog.events = [
+        happened("BARRIER_COMPLETE", now - timedelta(minutes=age), durationSec=seconds)
+        for age, seconds in ((0, 0.3), (1, 45.0), (5, 457.0))
+    ]
+    status = cluster.engine.status()
+    assert status["barrier_seconds"] == 45.0, "the slowest that is news"
+    pipeline = Pipeline.of(cluster.engine.settings)
+    found = {f.key: f for f in judge(pipeline, of_stream(status, pipeline), {}, now.timestamp())[0]}
+    assert found["user_recommendations_sink",].state is State.BEHIND
+    assert found["user_recommendations_sink",].words == "a barrier takes 45 s, 10 s are wanted"
+
+
+def test_a_recovery_that_has_not_ended_is_a_problem(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]
+) -> None:
+    cluster.engine.apply()
+    now = datetime.now(UTC)
+    cluster.catalog.events = [happened("GLOBAL_RECOVERY_START", now)]
+    assert cluster.engine.status()["problems"]["engine"] == f"the RisingWave is recovering since {now:%H:%M:%S} UTC"
+    cluster.catalog.events += [happened("GLOBAL_RECOVERY_SUCCESS", now + timedelta(seconds=1))]
+    assert "engine" not in cluster.engine.status()["problems"]
 
 
 def test_kafka_that_is_away_is_a_problem_of_the_status(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ from recs_platform.deployment import (
     with_public_names,
 )
 from recs_platform.engines.risingwave.checks import check_licence, check_postgres, risingwave_version
-from recs_platform.engines.risingwave.lag import failing_sink, partitions
+from recs_platform.engines.risingwave.happenings import happenings
+from recs_platform.engines.risingwave.lag import partitions
 from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
 from recs_platform.engines.risingwave.postgres import count_rows, drop_slot, major_version
 from recs_platform.engines.risingwave.statements import (
@@ -237,9 +238,15 @@ class RisingWaveEngine:
             found = partitions(files, deployment.live, self.settings.require("kafka_bootstrap_servers"), self._rows)
         except KafkaException as error:
             problems["kafka"] = f"Kafka at {hosts(self.settings.kafka_bootstrap_servers)}: {describe(error)}"
-        if failing := failing_sink(deployment, self._rows):
-            problems["redis"] = self._masked(failing)[:LONGEST_PROBLEM]  # cut before, half a password would be left
+        seen = happenings(deployment, self._rows)
+        if seen.failing_sink:
+            problems["redis"] = self._masked(seen.failing_sink)[
+                :LONGEST_PROBLEM
+            ]  # cut before, half a password would be left
+        if seen.recovering_since:
+            problems["engine"] = f"the RisingWave is recovering since {seen.recovering_since:%H:%M:%S} UTC"
         return {
+            "barrier_seconds": seen.barrier_seconds,
             "relations": relations,
             "building": building,
             "partitions": found,

@@ -1,4 +1,4 @@
-"""How far a RisingWave has read its topics, which it does not say by itself, and which of its sinks fail."""
+"""How far a RisingWave has read its topics, which it does not say by itself."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from recs_platform.deployment import Deployment
 from recs_platform.errors import SourceError
-from recs_platform.pipeline import Kind, Pipeline
+from recs_platform.pipeline import Pipeline
 from recs_platform.topic_reader import Span, read
 from recs_platform.topics import admin_client, describe_topics, log_ends, log_starts
 
-NEWS = timedelta(minutes=2)  # for which a sink that failed counts as failing: it tries again after about a minute
 FEW, STILL = 100, timedelta(seconds=5)  # so few that wait for so long are counted: they may be none
 READ_SECONDS = 5.0
 PROGRESS = "_progress"  # what the view of how far a source is read is called, after the source
-SINK_FAILURES = (
-    "SELECT info, timestamp FROM rw_catalog.rw_event_logs WHERE event_type = 'SINK_FAIL' ORDER BY timestamp DESC"
-)
 
 Rows = Callable[[str], list[dict[str, Any]]]
 """Asks the engine."""
@@ -70,19 +65,3 @@ def _partition(
         "lag": lag,
         "lag_seconds": round(max(0.0, waits), 1),
     }
-
-
-def failing_sink(deployment: Deployment, rows: Rows) -> str | None:
-    """The newest failure of a live sink, while it is news: a sink that fails tries again and again. May hold secrets."""
-    live = {v.physical_name: v.name for v in deployment.versions if v.kind == Kind.SINK and v.is_live}
-    for event in rows(SINK_FAILURES):
-        name = next((live[physical] for physical in live if physical in str(event["info"])), None)
-        if name and datetime.now(UTC) - event["timestamp"] < NEWS:
-            return f"{name} failed at {event['timestamp']:%H:%M:%S} UTC: {_error_in(event['info'])}"
-    return None
-
-
-def _error_in(info: object) -> str:
-    """The error in what an event of the log tells, or all that it tells."""
-    told = next(iter(info.values()), None) if isinstance(info, dict) else None
-    return str(told["error"]) if isinstance(told, dict) and "error" in told else str(info)
