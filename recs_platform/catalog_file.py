@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
@@ -77,16 +78,19 @@ def read_rows(path: Path, columns: Sequence[Column], key: Sequence[str]) -> list
         names, records = _any(path, text)
         if missing := [name for name in key if name not in names]:
             raise SourceError(f"{path}: no column {' and no '.join(missing)}; it has {', '.join(names)}")
-        seen: dict[tuple[str, ...], int] = {}
+        places = [[column.name for column in columns].index(name) for name in key]
+        seen: dict[tuple[str | None, ...], int] = {}
         found = []
         for number, record in records:
-            found.append(tuple(_typed(path, number, c, record.get(c.name, "").strip()) for c in columns))
-            own = tuple(record.get(name, "").strip() for name in key)
-            if not all(own):
-                raise SourceError(f"{path}:{number}: {', '.join(key)}: must not be empty")
+            row = tuple(_typed(path, number, c, record.get(c.name, "").strip()) for c in columns)
+            own = tuple(row[place] for place in places)  # as it is kept: 007 is 7
+            told = f"{path}:{number}: {', '.join(key)}"
+            if None in own:
+                raise SourceError(f"{told}: must not be empty")
             if own in seen:
-                raise SourceError(f"{path}:{number}: {', '.join(key)}: {', '.join(own)} is on line {seen[own]} already")
+                raise SourceError(f"{told}: {', '.join(map(str, own))} is on line {seen[own]} already")
             seen[own] = number
+            found.append(row)
         return found
 
 
@@ -113,10 +117,9 @@ def _typed(path: Path, number: int, column: Column, text: str) -> str | None:
 
 
 def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a whole number") from None
+    if not re.fullmatch(r"[+-]?[0-9]{1,19}", text) or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
 
 
 def _number(text: str) -> float:

@@ -269,6 +269,25 @@ def test_a_file_with_a_wrong_line_is_refused_whole(tmp_path: Path, text: str, re
     assert str(path) in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("user_id\n7\n007\n", ":3: user_id: 7 is on line 2 already"),
+        ("user_id\n1_000\n", "'1_000' is not a whole number"),
+        ("user_id\n99999999999999999999\n", "is not a whole number"),
+        ("user_id\n9223372036854775808\n", "is not a whole number"),
+    ],
+)
+def test_a_number_is_a_key_by_its_value(tmp_path: Path, text: str, refusal: str) -> None:
+    path = tmp_path / "customers.csv"
+    path.write_text(text)
+    customers = Pipeline.load(default_sql_dir(), "file")["customers"]
+    with pytest.raises(SourceError, match=refusal):
+        read_rows(path, customers.columns, customers.key)
+    path.write_text("user_id\n-9223372036854775808\n+7\n")
+    assert [row[0] for row in read_rows(path, customers.columns, customers.key)] == ["-9223372036854775808", "7"]
+
+
 def test_one_file_a_table(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no product_catalog\.csv .*RECS_CATALOG_DIR"):
         find_file(tmp_path, "product_catalog")
