@@ -204,13 +204,14 @@ def _includes(tree: exp.Create) -> dict[str, str]:
 
 
 def _key(tree: exp.Create) -> tuple[str, ...]:
-    """PRIMARY KEY of a table; partition and offset of a Kafka source."""
+    """PRIMARY KEY of a table; partition, offset and timestamp of a Kafka source: offsets begin anew with a topic that is
+    created anew, times do not."""
     primary = [c.name for c in tree.find_all(exp.ColumnDef) if c.find(exp.PrimaryKeyColumnConstraint)]
     for constraint in tree.find_all(exp.PrimaryKey):
         primary += [column.name for column in constraint.expressions]
     included = {kind: alias for alias, kind in _includes(tree).items()}
     if not primary and {"partition", "offset"} <= included.keys():
-        return included["partition"], included["offset"]
+        return tuple(included[kind] for kind in ("partition", "offset", "timestamp") if kind in included)
     return tuple(primary)
 
 

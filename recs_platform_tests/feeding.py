@@ -65,6 +65,10 @@ class Feeder:
         taken = {topic: batch for topic, batch in batches.items() if batch.num_rows}
         return self.database.tick(now, TickInput(messages=taken, changes=catalog or {}))
 
+    def begin_anew(self) -> None:
+        """The topics are created anew, or a broker without a disk was restarted: offsets begin at 0 once more."""
+        self._offsets.clear()
+
     def _batch(self, topic: str, sent: Sequence[Mapping[str, object] | bytes], now: datetime) -> pa.Table:
         payloads = [event if isinstance(event, bytes) else json.dumps(event).encode() for event in sent]
         first = self._offsets.get(topic, 0)

@@ -68,6 +68,7 @@ ticks = st.fixed_dictionaries(
         "products": st.lists(products, max_size=3, unique_by=lambda p: p["product_id"]),
         "dropped": st.lists(st.sampled_from(PRODUCTS), max_size=1),
         "truncated": st.sampled_from([False, False, False, True]),
+        "renewed": st.sampled_from([False, False, True]),
         "redis_is_there": st.sampled_from([True, True, False]),
     }
 )
@@ -91,6 +92,8 @@ def test_incremental_equals_full_after_every_tick(
     feeder, written = Feeder(database), Written(database)
     for tick in history:
         now += timedelta(seconds=int(str(tick["pause"])))
+        if tick["renewed"] and tick["pause"]:
+            feeder.begin_anew()
         kept = {str(p["product_id"]) for p in tick["products"]}
         feeder.tick(
             now,
@@ -108,6 +111,20 @@ def test_incremental_equals_full_after_every_tick(
             assert written.wrong() == []
         assert differences(database) == {}
     database.close()
+
+
+def test_of_messages_with_the_same_offset_in_topics_one_after_the_other_each_leaves_alone(database: Database) -> None:
+    feeder = Feeder(database)
+    feeder.tick(START, catalog=feeder.catalog_changes("customers", [{"user_id": 1, "age_band": "a", "country": "b"}]))
+    for age in (timedelta(hours=48, minutes=50), timedelta()):
+        feeder.begin_anew()
+        moment = START + timedelta(minutes=1) if not age else START
+        view = {"event_type": "page_view", "user_id": 1, "product_id": f"p{age.days}", "timestamp": utc(moment - age)}
+        feeder.tick(moment, [view])
+    assert feeder.rows("SELECT product_id FROM segment_views ORDER BY 1") == [("p0",), ("p2",)]
+    feeder.tick(START + timedelta(minutes=20))
+    assert feeder.rows("SELECT product_id FROM segment_views") == [("p0",)], "what is too old goes, and nothing else"
+    assert feeder.rows("SELECT count(*) FROM user_activity_raw") == [(2,)]
 
 
 def test_rows_leave_by_the_clock_alone(database: Database) -> None:
@@ -236,7 +253,7 @@ def test_rows_survive_when_the_log_is_trimmed(database: Database) -> None:
     [
         ("user_activity", Mode.APPEND, None),
         ("dead_letters", Mode.APPEND, None),
-        ("segment_views", Mode.LINEAR, ("kafka_partition", "kafka_offset")),
+        ("segment_views", Mode.LINEAR, ("kafka_partition", "kafka_offset", "received_at")),
         ("user_activity_parsed", Mode.PASSING, None),
         ("product_views_by_window", Mode.ADDITIVE, ("window_start", "product_id")),
         ("user_last_view", Mode.ADDITIVE, ("user_id",)),

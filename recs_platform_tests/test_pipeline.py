@@ -96,7 +96,7 @@ def test_columns_of_sources_and_tables_are_read(pipeline: Pipeline) -> None:
     assert catalog["in_stock"] == "BOOLEAN"
     assert pipeline["product_catalog"].key == ("product_id",)
     assert pipeline["product_catalog"].upstreams == ("shop",)
-    assert pipeline["user_activity_raw"].key == ("kafka_partition", "kafka_offset")
+    assert pipeline["user_activity_raw"].key == ("kafka_partition", "kafka_offset", "received_at")
 
 
 def test_topics_are_found(pipeline: Pipeline) -> None:
