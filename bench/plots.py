@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,6 +138,8 @@ def _logarithmic(axis: Axis, name: str, axes: Axes) -> None:
 
 
 def _plain(value: float, _: object = None) -> str:
+    if math.isnan(value):
+        return "–"
     return f"{value:,.0f}" if abs(value - round(value)) < 1e-9 else f"{value:.6g}"
 
 
@@ -145,4 +148,6 @@ def _share(value: float, _: object = None) -> str:
 
 
 def _brief(value: float) -> str:
+    if math.isnan(value):
+        return "–"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -123,7 +123,8 @@ def remembered(state_dir: Path, now: float) -> list[Flight]:
 
 
 def _lost_since(before: Flight | None, lost: Flight) -> float:
-    return before.lost_since if before and before.seconds is None else lost.sent_at
+    is_lost = before is not None and before.seconds is None
+    return before.lost_since or before.sent_at if before and is_lost else lost.sent_at
 
 
 def _kept(state_dir: Path) -> list[Flight]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -162,13 +163,16 @@ class Recent:
 
 def kept_of(pipeline: Pipeline) -> list[str]:
     """The topics whose letters are kept."""
-    kept = [name for name in LABELS if name in pipeline.relations]
-    return list(dict.fromkeys(place.topic for name in kept for place in origins(pipeline, name).values()))
+    found = dict[str, None]()
+    for name in LABELS:
+        with suppress(PipelineError):  # a file that cannot be understood: replaying says so
+            found |= dict.fromkeys(place.topic for place in origins(pipeline, name).values())
+    return list(found)
 
 
 def recent(engine: StreamEngine, pipeline: Pipeline, status: Mapping[str, Any], servers: str) -> list[Recent]:
-    """Of each topic whose letters are kept, by what the engine says of itself (`StreamEngine.status`). By the messages' own
-    timestamps, so that both counts are of the same messages.
+    """Of each topic whose letters are kept, by what the engine says of itself (`StreamEngine.status`). Letters and messages
+    are counted by the messages' own timestamps; the end of a transaction counts as a message.
 
     Raises what the engine raises, and `SourceError` where Kafka does not answer.
     """
@@ -181,12 +185,13 @@ def recent(engine: StreamEngine, pipeline: Pipeline, status: Mapping[str, Any], 
             "WHERE received_at > $1 GROUP BY 1, 2 ORDER BY letters DESC, reason",
             [since],
         ).to_pylist():
-            counts.setdefault(places[row["label"]].topic, []).append((row["reason"], row["letters"]))
+            if place := places.get(row["label"]):  # what is deployed may have labels that the file has no more
+                counts.setdefault(place.topic, []).append((row["reason"], row["letters"]))
         counts |= {place.topic: counts.get(place.topic, []) for place in places.values()}
     sent = Counter[str]()
     seen = {(p["topic"], p["partition"]): p["end_offset"] for p in status["partitions"]}  # may be more than Kafka tells
-    for place, (first, end) in spans_since(servers, counts, since).items():
-        sent[place[0]] += 0 if first is None else max(end, seen.get(place, 0)) - first
+    for partition, (first, end) in spans_since(servers, counts, since).items():
+        sent[partition[0]] += 0 if first is None else max(end, seen.get(partition, 0)) - first
     return [Recent(topic, sent[topic], tuple(reasons)) for topic, reasons in counts.items()]
 
 

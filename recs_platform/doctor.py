@@ -222,12 +222,12 @@ def _version_of_postgres(settings: Settings, version: int) -> Diagnosis:
 def _redis(settings: Settings) -> Iterator[Diagnosis]:
     with redis_at(settings.redis_url, SECONDS) as connection:
         servers = nodes_of(connection)
-        found = [(node.info(), node.time()) for node in servers]
-    versions = sorted({str(info.get("valkey_version") or info.get("redis_version")) for info, _ in found})
+        found = [(getattr(node, "name", ""), node.info(), node.time()) for node in servers]
+    versions = sorted({str(info.get("valkey_version") or info.get("redis_version")) for _, info, _ in found})
     nodes = f"a cluster of {len(servers)} primaries, " if len(servers) > 1 else ""
     yield Diagnosis("Redis", Verdict.WELL, f"{nodes}version {', '.join(versions)} at {masked(settings.redis_url)}")
-    for info, (seconds, microseconds) in found:
-        thing = f"Redis at port {info['tcp_port']}" if nodes else "Redis"
+    for name, info, (seconds, microseconds) in found:
+        thing = f"Redis {name}".strip()
         yield _clock(thing, seconds + microseconds / 1e6)
         yield from _server(thing, info)
         if info.get("cluster_enabled") and not RedisAddress.parse(settings.redis_url).is_cluster:

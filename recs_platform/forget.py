@@ -14,7 +14,7 @@ from psycopg import sql
 from recs_platform.catalog import connected
 from recs_platform.engines import connect
 from recs_platform.engines.base import StreamEngine
-from recs_platform.engines.local.forgetting import USER, owner_of
+from recs_platform.engines.local.forgetting import PLACES, USER, owner_of
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.schema import copies
 from recs_platform.serving import keys
@@ -89,13 +89,18 @@ def _in_kafka(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
 
 def _is_of(payload: Any, user: int) -> bool:
     try:
-        found = json.loads(payload or b"")
-        for part in ("payload", "after", "before"):  # where Debezium wraps a row
-            found = found.get(part) or found
-        named = found[USER]
-        return not isinstance(named, bool) and int(named) == user
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        body = json.loads(payload or b"")
+        named = next((named for place in PLACES if (named := _at(body, place)) is not None), None)
+        return named is not None and not isinstance(named, bool) and int(named) == user
+    except (ValueError, TypeError, OverflowError):
         return False
+
+
+def _at(body: Any, place: str) -> Any:
+    """What a message says at one of the places where an id may be."""
+    for part in (*place.split(".")[:-1], USER):
+        body = body.get(part) if isinstance(body, dict) else None
+    return body
 
 
 def _in_engine(engine: StreamEngine, pipeline: Pipeline, user: int) -> Traces:

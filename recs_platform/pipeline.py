@@ -245,12 +245,14 @@ def _paths(sql_dir: Path, catalog: str, engine: str) -> list[Path]:
     if catalogs.is_dir() and not (catalogs / catalog).is_dir():
         there = ", ".join(sorted(path.name for path in catalogs.iterdir() if path.is_dir()))
         raise PipelineError(f"RECS_CATALOG={catalog}: no directory {catalogs / catalog}; there are {there}")
-    chosen = {CATALOGS: catalog, ENGINES: engine}
-    return [
-        path
-        for path in sorted(sql_dir.rglob("*.sql"))
-        if all(chosen.get(above, below) == below for above, below in pairwise(path.relative_to(sql_dir).parent.parts))
-    ]
+    return [path for path in sorted(sql_dir.rglob("*.sql")) if _is_for(path.relative_to(sql_dir), catalog, engine)]
+
+
+def _is_for(path: Path, catalog: str, engine: str) -> bool:
+    first, *_ = parts = path.parent.parts or ("",)
+    if first == CATALOGS and parts[1:2] != (catalog,):
+        return False
+    return all(below == engine for above, below in pairwise((*parts, "")) if above == ENGINES)
 
 
 @lru_cache(maxsize=4)

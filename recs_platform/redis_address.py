@@ -15,7 +15,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from recs_platform.errors import SettingsError
 
-_EACH = re.compile(r",(?=[a-z]+://)")
+EACH = re.compile(r",(?=[a-z]+://)")
+"""What stands between the URLs of a list."""
 _URL = re.compile(
     r"(?P<protocol>[a-z]+)://(?P<credentials>.*@)?(?P<hosts>[^/?@]*)(?P<database>/[^?]*)?(?:\?(?P<query>.*))?"
 )
@@ -33,8 +34,9 @@ class RedisAddress:
     def parse(cls, text: str) -> RedisAddress:
         """Raises `SettingsError`, which does not repeat the text: where it cannot be parsed, no password can be masked."""
         if text.startswith(_SOCKET):
+            _check(text, is_cluster=False)
             return cls((text,))
-        found = [_nodes(url) for url in _EACH.split(text)]
+        found = [_nodes(url) for url in EACH.split(text)]
         urls = tuple(url for nodes, _ in found for url in nodes)
         is_cluster = len(urls) > 1 or found[0][1]
         for url in urls:
@@ -62,15 +64,20 @@ def _nodes(url: str) -> tuple[list[str], bool]:
     if cluster not in ("true", "false"):
         raise _refused("cluster=true or cluster=false is wanted")
     rest = (match["database"] or "") + (f"?{urlencode(query)}" if query else "")
+    if set(match["credentials"] or "") & set("/?#"):  # what follows them would be taken for something else
+        raise _refused()
     start = f"{match['protocol']}://{match['credentials'] or ''}"
     return [start + host + rest for host in match["hosts"].split(",")], cluster == "true"
 
 
 def _check(url: str, is_cluster: bool) -> None:
+    from redis.connection import parse_url  # takes half a second, and most have no address of their own
+
     try:
         split = urlsplit(url)
         host, _ = split.hostname, split.port
-    except ValueError:  # a port that is none: of a password with a slash in it, for one
+        parse_url(url)  # type: ignore[no-untyped-call]
+    except ValueError:
         raise _refused() from None
     if is_cluster and not host:
         raise _refused("a node without a host")

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from recs_platform.errors import SettingsError
 from recs_platform.kafka_address import KafkaAddress, hosts
-from recs_platform.redis_address import RedisAddress
+from recs_platform.redis_address import EACH, RedisAddress
 
 CDC, UPSERTS, DEBEZIUM, FILE = "cdc", "upserts", "debezium", "file"
 """Where the catalog may come from: PostgreSQL, a topic of rows or of Debezium's changes, files."""
@@ -43,18 +43,17 @@ def default_sql_dir() -> Path:
 _SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 # up to the last @, since a password may hold a / or an @ that nobody escaped
-_EACH_URL = re.compile(r",(?=[a-z]+://)")
 _PASSWORD = re.compile(r"(://[^:/@]*:)(.*)@")
 
 
 def masked(url: str) -> str:
     """The URL, or several with commas, with each password replaced by `***`, fit for logs, plans and metadata."""
-    return ",".join(_PASSWORD.sub(r"\1***@", each) for each in _EACH_URL.split(url))
+    return ",".join(_PASSWORD.sub(r"\1***@", each) for each in EACH.split(url))
 
 
 def passwords_of(url: str) -> set[str]:
     """The password as the URL has it, and as it is meant; none where there is none."""
-    matches = [_PASSWORD.search(each) for each in _EACH_URL.split(url)]
+    matches = [_PASSWORD.search(each) for each in EACH.split(url)]
     return {password for match in matches if match and match[2] for password in (match[2], unquote(match[2]))}
 
 

@@ -37,12 +37,14 @@ def spans(servers: str, topic: str) -> dict[int, Span]:
     return {at[1]: Span(first[at], following[at]) for at in partitions}
 
 
-def read(servers: str, topic: str, parts: Mapping[int, Span], seconds: float = SECONDS) -> Iterator[Message]:
+def read(
+    servers: str, topic: str, parts: Mapping[int, Span], seconds: float = SECONDS, quiet_seconds: float = QUIET_SECONDS
+) -> Iterator[Message]:
     """The messages of these partitions, from the first of each to the end it had, as `spans` told.
 
-    And a little on, for the embedded broker may say that a partition ends a batch too early; but no longer than that: a
-    partition that is sent to all the time has no end, and none is told of it. Raises `SourceError` where the next message,
-    or the end, does not come within `seconds`.
+    And a little on, for the embedded broker may say that a partition ends a batch too early; but no longer than
+    `quiet_seconds`: a partition that is sent to all the time has no end, and none is told of it. Raises `SourceError` where
+    the next message, or the end, does not come within `seconds`.
     """
     reader = Consumer(
         {
@@ -57,7 +59,7 @@ def read(servers: str, topic: str, parts: Mapping[int, Span], seconds: float = S
     left, until = set(parts), math.inf
     try:
         reader.assign([TopicPartition(topic, partition, span.first) for partition, span in parts.items()])
-        while time.monotonic() < until and (message := reader.poll(seconds if left else QUIET_SECONDS)) is not None:
+        while time.monotonic() < until and (message := reader.poll(seconds if left else quiet_seconds)) is not None:
             error, partition = message.error(), message.partition() or 0
             if error is None:
                 yield message
@@ -66,7 +68,7 @@ def read(servers: str, topic: str, parts: Mapping[int, Span], seconds: float = S
             if error is not None or (message.offset() or 0) + 1 >= parts[partition].next:
                 left.discard(partition)
             if not left:
-                until = min(until, time.monotonic() + QUIET_SECONDS)
+                until = min(until, time.monotonic() + quiet_seconds)
         if left:
             raise SourceError(
                 f"Kafka at {hosts(servers)}: topic {topic} was not read to its end within {seconds:.0f} s"

@@ -6,7 +6,6 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -19,7 +18,7 @@ from recs_platform.stack.process import running
 from recs_platform.stack.service import free_port
 from recs_platform.stack.valkey import valkey
 from recs_platform_tests.filled_redis import emptied
-from recs_platform_tests.valkey_cluster import joined, valkey_node
+from recs_platform_tests.valkey_cluster import redis_cluster
 
 FAST_POSTGRES = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=32MB")
 
@@ -47,12 +46,8 @@ def redis_url(valkey_url: str) -> str:
 @pytest.fixture(scope="session")
 def redis_cluster_url(services_dir: Path) -> Iterator[str]:
     """A cluster of three nodes for the session; a test wants `cluster_url`."""
-    nodes = [valkey_node(services_dir / f"valkey-{i}", free_port()) for i in range(3)]
-    with ExitStack() as stack:
-        for i, node in enumerate(nodes):
-            (services_dir / f"logs-{i}").mkdir()
-            stack.enter_context(running(node, services_dir / f"logs-{i}"))
-        yield joined(nodes)
+    with redis_cluster(services_dir / "cluster") as cluster:
+        yield cluster.url
 
 
 @pytest.fixture

@@ -100,6 +100,12 @@ def test_the_share_of_what_came_lately(shop: Shop, engine: StreamEngine) -> None
     assert of_topic["kafka", shop.prefix + "purchases"]["dead_letters"] == 1
     assert of_topic["kafka", shop.prefix + "purchases"]["dead_letter_share"] == 0.1
     assert recent(engine, pipeline, {**engine.status(), "relations": []}, shop.kafka) == [], "where no letter is kept"
+    path = next(shop.settings.sql_dir.rglob("dead_letters.sql"))
+    path.write_text(path.read_text().replace("'purchases' AS topic", "'bought' AS topic"))
+    left = recent(engine, Pipeline.of(shop.settings), engine.status(), shop.kafka)
+    assert [r.letters for r in left if r.topic.endswith("purchases")] == [0], (
+        "another label is deployed than the file has"
+    )
     with pytest.raises(SourceError):
         recent(engine, pipeline, engine.status(), "127.0.0.1:1")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +14,12 @@ from click.testing import CliRunner
 
 from recs_platform.cli import main
 from recs_platform.engines.local.client import LocalEngine
+from recs_platform.engines.local.database import Database
+from recs_platform.engines.local.forgetting import user_of
 from recs_platform.engines.risingwave.engine import RisingWaveEngine
 from recs_platform.errors import EngineError, RecsError
 from recs_platform.forget import KAFKA, forget, traces
+from recs_platform.forget import _is_of as _is_of_user
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import DEBEZIUM, UPSERTS, Settings
 from recs_platform_tests.oracle import Message
@@ -137,6 +141,24 @@ def test_a_customer_that_came_through_a_topic_goes_and_is_refused(
         assert engine.query(customers).column("user_id").to_pylist() == [STAYS]
         assert counted(settings, GONE)["the engine", "customers_changes"] == 0
     floor.close()
+
+
+@pytest.mark.parametrize(
+    ("message", "names"),
+    [
+        ({"user_id": 7}, True), ({"user_id": " 7"}, True), ({"user_id": 7, "payload": {"x": 1}, "after": "noon"}, True),
+        ({"op": "d", "before": {"user_id": 7}, "after": None}, True), ({"payload": {"after": {"user_id": 7}}}, True),
+        ({"user_id": 8, "after": {"user_id": 7}}, False), ({"user_id": True}, False), ([], False), ({"payload": 7}, False),
+    ],
+)  # fmt: skip
+def test_whose_a_message_is(message: object, names: bool) -> None:
+    raw = json.dumps(message).encode()
+    assert _is_of_user(raw, 7) is names
+    with closing(Database()) as database:
+        (found,) = database.connection.execute(
+            f"SELECT {user_of('x')} FROM (SELECT ?::BLOB AS x)", [raw]
+        ).fetchone() or (0,)
+    assert (found == 7) is names, "the engine says the same"
 
 
 def test_an_engine_that_cannot_says_why_and_nothing_is_deleted(shop: tuple[Shop, Settings]) -> None:

@@ -54,6 +54,20 @@ def test_the_catalog_comes_from_one_place_and_all_else_reads_it_alike(pipeline: 
     assert {name: other[name].text for name in everywhere} == {name: pipeline[name].text for name in everywhere}
 
 
+def test_directories_below_may_be_called_anything(tmp_path: Path) -> None:
+    for place in (
+        "views/catalog/books",
+        "views/engine/local",
+        "views/engine/risingwave",
+        "catalog/cdc/x",
+        "catalog/upserts",
+    ):
+        (tmp_path / place).mkdir(parents=True)
+        name = place.replace("/", "_")
+        (tmp_path / place / f"{name}.sql").write_text(f"CREATE VIEW {name} AS SELECT 1 AS n")
+    assert set(Pipeline.load(tmp_path).relations) == {"views_catalog_books", "views_engine_local", "catalog_cdc_x"}
+
+
 def test_an_engine_may_have_relations_of_its_own(pipeline: Pipeline) -> None:
     more = Pipeline.load(default_sql_dir(), engine=RISINGWAVE)
     of_it = {path.stem for path in (default_sql_dir() / "engine" / RISINGWAVE).iterdir()}

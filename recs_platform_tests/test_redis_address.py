@@ -39,6 +39,8 @@ def test_an_address_is_one_server_or_a_cluster(text: str, urls: list[str], is_cl
         "hunter2@a:1",
         "http://:hunter2@a:1",
         "redis://u:hunter2/x@a:1",
+        "redis://:12/hunter@a:1",
+        "redis://a:1?socket_timeout=hunter",
         "redis://:hunter2@a:1,b:x",
         "redis://:hunter2@a:1,",
         "redis://:hunter2@a:1,b:2/1",

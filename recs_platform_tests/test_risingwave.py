@@ -27,7 +27,7 @@ from recs_platform.engines.risingwave.engine import RisingWaveEngine
 from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
 from recs_platform.engines.risingwave.postgres import count_rows, drop_slot
 from recs_platform.engines.risingwave.statements import differences, is_one_question, publication, statement
-from recs_platform.errors import EngineError, PipelineError, QueryError
+from recs_platform.errors import EngineError, PipelineError, QueryError, SourceError
 from recs_platform.events import EventProducer
 from recs_platform.health import State, judge
 from recs_platform.pipeline import Kind, Pipeline
@@ -472,6 +472,13 @@ def test_the_end_of_a_transaction_is_no_message_that_waits(
     monkeypatch.setattr(lag, "_messages", lambda kafka, place, first, end: 0)
     found = partitions(cluster)["user_activity", 0]
     assert (found["lag"], found["lag_seconds"]) == (0, 0.0)
+    assert found["end_offset"] == found["next_offset"], "so that what is taken in never seems to go on by itself"
+
+    def nobody_answers(*_: object) -> int:
+        raise SourceError("no answer")
+
+    monkeypatch.setattr(lag, "_messages", nobody_answers)
+    assert partitions(cluster)["user_activity", 0]["lag"] == 1, "where nobody can be asked, it is taken for a message"
     rows[0]["newest"] = datetime.now(UTC)
     assert partitions(cluster)["user_activity", 0]["lag"] == 1, "while it moves nothing is counted"
 
@@ -483,7 +490,8 @@ def test_messages_between_two_offsets_are_counted(kafka_servers: str, topic_pref
         for i in range(5):
             producer.send_raw(topic, None, str(i).encode())
     assert lag._messages(kafka_servers, (topic, 0), 1, 4) == 3
-    assert lag._messages("127.0.0.1:1", (topic, 0), 1, 4) == 3, "where nobody can be asked, they are taken for messages"
+    with pytest.raises(SourceError):
+        lag._messages("127.0.0.1:1", (topic, 0), 1, 4)
 
 
 def test_an_end_of_a_transaction_is_not_counted(topic_prefix: str) -> None:

@@ -3,9 +3,10 @@
 A question is a generator: it yields Redis commands, is sent their replies, and returns the answer. The store
 and its async twin drive the very same generators, so there is one logic for both.
 
-No pointer is trusted from an earlier call. Each MGET of documents reads the pointers again, and Redis answers
-one MGET at one moment: where a pointer has moved since the keys were made up, the answer is thrown away and
-read once more under the new version. So a list never mixes two versions, and a call costs two round trips.
+No pointer is trusted from an earlier call. Each MGET of documents reads the pointers again, and Redis answers one MGET
+at one moment (a cluster reads the documents first and the pointers after them, which is as good): where a pointer has
+moved since the keys were made up, the answer is thrown away and read once more under the new version. So a list never
+mixes two versions, and a call costs two round trips.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Question(Generic[T]):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Documents read at one moment, under the versions that were live then."""
+    """Documents, under the versions that were live when they were read."""
 
     versions: dict[str, str | None]
     marked: frozenset[str]
@@ -197,7 +198,7 @@ class Questions:
         return [(name, _window_row(start, segment)) for start in keys.recent_windows(self._clock())[part]]
 
     def _read(self, wanted: Sequence[Wanted], also: Sequence[str] = ()) -> Reads[Snapshot]:
-        """Reads documents under the live versions, as of one moment."""
+        """Reads documents under the live versions."""
         names = list(dict.fromkeys([*(name for name, _ in wanted), *also]))
         for _ in range(FLIPS):
             versions = {name: self._versions.get(name) for name in names}

@@ -251,7 +251,6 @@ class AsyncRecommendationStore(_Store["redis.asyncio.Redis", "redis.asyncio.Redi
     def _connect(self, url: str, timeout: float) -> redis.asyncio.Redis:
         address, bounds = RedisAddress.parse(url), _bounds(AsyncRetry, timeout)
         if address.is_cluster:
-            del bounds["timeout"]  # it waits without an end
             return AsyncClusterClient(address, **bounds)
         return redis.asyncio.Redis.from_pool(redis.asyncio.BlockingConnectionPool.from_url(address.urls[0], **bounds))
 

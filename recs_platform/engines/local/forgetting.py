@@ -15,6 +15,7 @@ from recs_platform.readers import downstream
 
 STATE = "CREATE TABLE IF NOT EXISTS recs.forgotten (user_id BIGINT PRIMARY KEY, forgotten_at TIMESTAMPTZ);"
 USER = "user_id"
+# of an event or a row, and of a change as Debezium tells it, without its schema and with
 PLACES = ("", "after.", "before.", "payload.after.", "payload.before.")
 
 

@@ -35,6 +35,7 @@ class RedisSink:
         self._next_look = 0.0
         self._retry_at = 0.0
         self._run_id = database.fact(_RUN_ID)
+        self._sentinels: frozenset[str] | None = None
         self._settled = -1  # the deployment whose sinks are all gone over to, nothing old being left
         self.problem: str | None = None
         self.written = 0
@@ -84,8 +85,7 @@ class RedisSink:
         for sink in going:
             self._verify(sink)
         self._go_over(going)
-        for sentinel in one_of_each(self._redis, keys.sentinel):
-            self._redis.set(sentinel, "1")
+        self._guard(one_of_each(self._redis, keys.sentinel))
         self._drop_old_prefixes()
         self._settled = self._database.deployments
 
@@ -112,7 +112,7 @@ class RedisSink:
             return
         self._next_look = time.monotonic() + _LOOK_EVERY
         run_id = ",".join(str(node.info("server")["run_id"]) for node in nodes_of(self._redis))
-        is_another = run_id != self._run_id or None in self._redis.mget(one_of_each(self._redis, keys.sentinel))
+        is_another = run_id != self._run_id or self._has_lost_keys()
         sinks = self._database.sinks()
         pointers = self._redis.mget([keys.pointer(s.redis_name) for s in sinks]) if sinks else []
         live = self._live_versions()
@@ -122,6 +122,22 @@ class RedisSink:
         if run_id != self._run_id:
             self._database.set_fact(_RUN_ID, run_id)
             self._run_id = run_id
+
+    def _has_lost_keys(self) -> bool:
+        """Whether a sentinel is gone. Where slots have moved since the last look, others stand for their nodes."""
+        sentinels = one_of_each(self._redis, keys.sentinel)
+        values = dict(zip(sentinels, self._redis.mget(sentinels), strict=True))
+        known = sentinels if self._sentinels is None else self._sentinels.intersection(sentinels)
+        if any(values[sentinel] is None for sentinel in known):
+            return True
+        if self._sentinels is not None:
+            self._guard([sentinel for sentinel in sentinels if sentinel not in known])
+        self._sentinels = frozenset(sentinels)
+        return False
+
+    def _guard(self, sentinels: Sequence[str]) -> None:
+        for sentinel in sentinels:
+            self._redis.set(sentinel, "1")
 
     def _refill(self, sink: Relation) -> None:
         self._settled = -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -13,7 +14,7 @@ from recs_platform.topic_reader import Span, read
 from recs_platform.topics import admin_client, describe_topics, log_ends, log_starts
 
 FEW, STILL = 100, timedelta(seconds=5)  # so few that wait for so long are counted: they may be none
-READ_SECONDS = 5.0
+READ_SECONDS = 2.0
 PROGRESS = "_progress"  # what the view of how far a source is read is called, after the source
 
 Rows = Callable[[str], list[dict[str, Any]]]
@@ -40,13 +41,13 @@ def partitions(files: Pipeline, live: Iterable[str], kafka: str, rows: Rows) -> 
 
 @lru_cache(maxsize=1_000)
 def _messages(kafka: str, place: tuple[str, int], first: int, end: int) -> int:
-    """How many there are between two offsets: the end of a transaction has one, too, and would count as a message for ever."""
+    """How many there are between two offsets: the end of a transaction has one, too, and would count as a message for ever.
+
+    Raises `SourceError` where nobody can say.
+    """
     topic, partition = place
-    try:
-        found = read(kafka, topic, {partition: Span(first, end)}, READ_SECONDS)
-        return sum((message.offset() or 0) < end for message in found)
-    except SourceError:
-        return end - first
+    found = read(kafka, topic, {partition: Span(first, end)}, READ_SECONDS, quiet_seconds=0.0)
+    return sum((message.offset() or 0) < end for message in found)
 
 
 def _partition(
@@ -55,7 +56,9 @@ def _partition(
     following = row["last_offset"] + 1 if row else start
     lag = max(0, end - following)
     if row and 0 < lag <= FEW and datetime.now(UTC) - row["newest"] > STILL:
-        lag = _messages(kafka, place, following, end)
+        with suppress(SourceError):
+            lag = _messages(kafka, place, following, end)
+            end = following + lag
     waits = (datetime.now(UTC) - row["newest"]).total_seconds() if row and lag else 0.0
     return {
         "topic": place[0],
