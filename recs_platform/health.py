@@ -199,7 +199,7 @@ def _of_topic(key: Key, reading: Reading | None, counts: Seen, pipeline: Pipelin
         return Finding(key, State.STALLED, now, words, "look at the engine's log, and at Kafka", key, evidence)
     wanted = min(freshness_wanted(source) for topic, source in pipeline.topics.items() if topic_key(topic) == key)
     if seconds > wanted:
-        words = f"{lag:,} messages wait, the oldest for up to {_ago(seconds)}; {_pace(counts)}"
+        words = f"{lag:,} messages wait, the oldest for up to {_ago(seconds)}; {_pace(counts, still)}"
         next_step = "it catches up by itself, unless more comes than can be done"
         return Finding(key, State.BEHIND, now, words, next_step, key, evidence | _rates(counts))
     return Finding(
@@ -216,10 +216,12 @@ def _rates(counts: Seen) -> dict[str, float | int]:
     return {"taken_per_second": counts.took, "sent_per_second": counts.came, **left}
 
 
-def _pace(counts: Seen) -> str:
+def _pace(counts: Seen, still: float) -> str:
     rates = _rates(counts)
     if not rates:
         return "they are being taken in"
+    if not counts.took:  # a tick that takes in very many at once is under way
+        return f"none has been taken in for {_ago(still)}"
     pace = f"{counts.took:,.0f} a second are taken in and {counts.came:,.0f} come"
     if "seconds_to_work_off" not in rates:
         return f"{pace}: it does not catch up"

@@ -101,6 +101,8 @@ def test_who_is_behind_says_how_fast_it_catches_up() -> None:
     assert (found[VIEWS].evidence["taken_per_second"], found[VIEWS].evidence["sent_per_second"]) == (40.0, 10.0)
     found, memory = judged(readings(views=(1_100, 600, 80.0)), load_memory(dump_memory(memory)), NOW + 15)
     assert "40 a second" in found[VIEWS].words, "looks that come soon after do not count"
+    found, _ = judged(readings(views=(1_200, 700, 90.0)), memory, NOW + 25)
+    assert found[VIEWS].words.endswith("; none has been taken in for 15 s")
     found, _ = judged(readings(views=(10, 5, 80.0)), memory, NOW + 30)
     assert found[VIEWS].words.endswith("; they are being taken in"), "another topic of that name begins anew"
 
