@@ -110,7 +110,7 @@ class Settings:
         lambda: project_root() / "catalog",
         "where product_catalog.csv and customers.csv lie with RECS_CATALOG=file",
     )
-    engine: str = _setting("RECS_ENGINE", LOCAL, "the stream engine: local, or risingwave")
+    engine: str = _setting("RECS_ENGINE", LOCAL, "the stream engine: local, or risingwave", endpoint=True)
     risingwave_url: str = _setting(
         "RECS_RISINGWAVE_URL", "", "your RisingWave, postgresql://root@127.0.0.1:4566/dev", secret=True, endpoint=True
     )
@@ -197,7 +197,9 @@ class Settings:
             if url:
                 RedisAddress.parse(url)
         running: dict[str, Any] = {
-            name: value for name, value in _endpoints(settings.state_dir).items() if not getattr(settings, name)
+            name: value
+            for name, value in _endpoints(settings.state_dir).items()
+            if name not in given and not overrides.get(name)
         }
         if settings.redis_url:  # of another Redis than the stack's, maybe
             running.pop("redis_reader_url", None)

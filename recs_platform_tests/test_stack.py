@@ -19,7 +19,7 @@ import redis
 from confluent_kafka.admin import AdminClient
 
 from recs_platform.errors import StackError
-from recs_platform.settings import Settings
+from recs_platform.settings import LOCAL, RISINGWAVE, Settings
 from recs_platform.stack import process
 from recs_platform.stack.parts import PARTS, chosen, services
 from recs_platform.stack.postgres import cluster, postgres
@@ -123,6 +123,21 @@ def test_any_terminal_finds_the_endpoints_of_the_running_stack(running_stack: St
         assert connection.ping()
     with psycopg.connect(settings.postgres_url) as database:
         assert database.execute("SHOW wal_level").fetchone() == ("logical",)
+
+
+def test_a_risingwave_of_ones_own_is_the_engine_of_all_commands_while_the_stack_runs(stack: Stack) -> None:
+    refused = stack.recs("up", "--detach", "--engine", "risingwave")
+    assert refused.returncode == 1
+    assert "RECS_RISINGWAVE_URL is not set" in refused.stdout + refused.stderr
+    url = "postgresql://root:rw-secret@127.0.0.1:1/dev"
+    stack.up("--only", "valkey", "--only", "engine", "--engine", "risingwave", "--risingwave-url", url)
+    assert (stack.settings().engine, stack.settings().risingwave_url) == (RISINGWAVE, url)
+    assert Settings.load({"RECS_ENGINE": "local"}, state_dir=stack.state_dir).engine == LOCAL, "what is set counts more"
+    state = load(stack.state_dir)
+    assert state is not None
+    assert [part.name for part in state.parts] == ["valkey"]
+    stack.recs("down")
+    assert stack.settings().engine == LOCAL
 
 
 def test_topics_and_a_made_up_catalog_are_there_from_the_start(running_stack: Stack) -> None:

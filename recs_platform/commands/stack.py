@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from recs_platform.errors import RecsError
-from recs_platform.settings import Settings
+from recs_platform.settings import LOCAL, RISINGWAVE, Settings
 from recs_platform.signals import stopping_on
 from recs_platform.stack import control
 from recs_platform.stack.parts import PARTS
@@ -33,18 +34,42 @@ COLOURS: dict[State, str] = {
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="Start only this part (may be repeated).")
 @click.option("--rate", type=click.FloatRange(min=0), help="Events a second of the simulated shoppers, 0 for none.")
 @click.option("--users", type=click.IntRange(1), help="How many simulated shoppers.")
+@click.option("--engine", type=click.Choice([LOCAL, RISINGWAVE]), help="The stream engine; `RECS_ENGINE` by default.")
+@click.option(
+    "--risingwave-url",
+    help="Where your RisingWave is; `RECS_RISINGWAVE_URL` by default, which shows a password to nobody.",
+)
 @click.option("--timeout", default=180.0, show_default=True, help="Seconds to wait for all to be healthy.")
-def up(detach: bool, only: tuple[str, ...], rate: float | None, users: int | None, timeout: float) -> None:
+def up(
+    detach: bool,
+    only: tuple[str, ...],
+    rate: float | None,
+    users: int | None,
+    engine: str | None,
+    risingwave_url: str | None,
+    timeout: float,
+) -> None:
     """Start everything and watch it work; ctrl-C stops everything.
 
     Starts PostgreSQL, Valkey, a Kafka broker, the engine, simulated shoppers and Dagster on this machine, each part
     watched and started again if it dies. A part whose URL you set (RECS_KAFKA_BOOTSTRAP_SERVERS, RECS_POSTGRES_URL,
     RECS_REDIS_URL) is yours: it is used and not started. When a stack runs already, this one only looks at it.
+
+    With `--engine risingwave` the engine is yours, too: `recs apply` deploys the pipeline there.
     """
     state_dir, stop = Settings.load().state_dir, _stop_on_signals()
-    given = {"RECS_SIMULATE_RATE": rate, "RECS_SIMULATE_USERS": users}
+    options = {
+        "RECS_SIMULATE_RATE": rate,
+        "RECS_SIMULATE_USERS": users,
+        "RECS_ENGINE": engine,
+        "RECS_RISINGWAVE_URL": risingwave_url,
+    }
+    given = {name: str(value) for name, value in options.items() if value is not None}
     with _reported():
-        mine = control.start_stack(state_dir, only, {name: str(v) for name, v in given.items() if v is not None})
+        wanted = Settings.load({**os.environ, **given})
+        if wanted.engine == RISINGWAVE:
+            wanted.require("risingwave_url")
+        mine = control.start_stack(state_dir, only, given)
         click.echo(f"{'Starting' if mine else 'Found a stack running'} in {state_dir}")
         stays = not mine
         try:
