@@ -182,7 +182,7 @@ def recent(engine: StreamEngine, pipeline: Pipeline, status: Mapping[str, Any], 
         places = origins(pipeline, relation.name)
         for row in engine.query(
             f"SELECT {LABELS[relation.name]} AS label, reason, COUNT(*) AS letters FROM {relation.name} "
-            "WHERE received_at > $1 GROUP BY 1, 2 ORDER BY letters DESC, reason",
+            f"WHERE received_at > $1::timestamptz GROUP BY {LABELS[relation.name]}, reason ORDER BY letters DESC, reason",
             [since],
         ).to_pylist():
             if place := places.get(row["label"]):  # what is deployed may have labels that the file has no more
