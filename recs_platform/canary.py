@@ -123,8 +123,9 @@ def remembered(state_dir: Path, now: float) -> list[Flight]:
 
 
 def _lost_since(before: Flight | None, lost: Flight) -> float:
-    is_lost = before is not None and before.seconds is None
-    return before.lost_since or before.sent_at if before and is_lost else lost.sent_at
+    if before is None or before.seconds is not None:
+        return lost.sent_at
+    return before.lost_since or before.sent_at
 
 
 def _kept(state_dir: Path) -> list[Flight]:

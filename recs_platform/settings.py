@@ -225,8 +225,8 @@ class Settings:
 
     def endpoints(self) -> dict[str, str]:
         """The endpoints (with their secrets), as kept in the state directory."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["endpoint"]}
-        return {name: value for name, value in values.items() if value and (name, value) != ("engine", LOCAL)}
+        kept = [f for f in fields(self) if f.metadata["endpoint"] and getattr(self, f.name) != f.default]
+        return {f.name: getattr(self, f.name) for f in kept}
 
     def seen_by_risingwave(self) -> Settings:
         """The same with the addresses that its statements take."""

@@ -22,20 +22,16 @@ from recs_platform.serving.cluster import nodes_of
 from recs_platform.serving.connection import client
 from recs_platform.serving.store import AsyncRecommendationStore, RecommendationStore
 from recs_platform.settings import Settings
-from recs_platform.simulator import catalog
 from recs_platform_tests.filled_redis import Shop as FilledRedis
 from recs_platform_tests.shop_floor import Shop, assert_lists_are_right, assert_redis_is_right, eventually
-from recs_platform_tests.test_engine import day_of_traffic, everybody_acts, send
+from recs_platform_tests.test_engine import day_of_traffic, everybody_acts, fill_catalog, send
 from recs_platform_tests.valkey_cluster import redis_cluster
 
 
 @pytest.fixture
 def shop(tmp_path: Path, kafka_servers: str, postgres_url: str, cluster_url: str, topic_prefix: str) -> Iterator[Shop]:
     shop = Shop(tmp_path, kafka_servers, postgres_url, cluster_url, topic_prefix)
-    for product in catalog(7, 60):
-        shop.sql(
-            "INSERT INTO product_catalog (product_id, name, category, price, in_stock) VALUES (%s, %s, %s, %s, true)",
-            product.product_id, product.name, product.category, product.price)  # fmt: skip
+    fill_catalog(shop)
     yield shop
     shop.close()
 

@@ -42,14 +42,19 @@ def shop(
     topic_prefix: str,
 ) -> Iterator[Shop]:
     shop = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix, getattr(request, "param", CDC))
+    fill_catalog(shop)
+    yield shop
+    shop.close()
+
+
+def fill_catalog(shop: Shop) -> None:
+    """Sixty products, and all shoppers but the last five."""
     for product in catalog(7, 60):
         shop.sql(
             "INSERT INTO product_catalog (product_id, name, category, price, in_stock) VALUES (%s, %s, %s, %s, true)",
             product.product_id, product.name, product.category, product.price)  # fmt: skip
     for customer in customers(7, USERS - 5):
         shop.sql("INSERT INTO customers VALUES (%s, %s, %s)", customer.user_id, customer.age_band, customer.country)
-    yield shop
-    shop.close()
 
 
 def day_of_traffic(events: int, seed: int = 7) -> list[Event]:

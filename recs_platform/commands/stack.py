@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -66,7 +65,8 @@ def up(
     }
     given = {name: str(value) for name, value in options.items() if value is not None}
     with _reported():
-        wanted = Settings.load({**os.environ, **given})
+        chosen = {"engine": engine, "risingwave_url": risingwave_url}
+        wanted = Settings.load(None, **{name: value for name, value in chosen.items() if value})
         if wanted.engine == RISINGWAVE:
             wanted.require("risingwave_url")
         mine = control.start_stack(state_dir, only, given)

@@ -105,19 +105,20 @@ class ClusterClient(redis.Redis):
     def ask(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to commands whose first argument is their key. Raises the first error there is, a wrong node apart."""
         with _as_redis_error():
-            replies = dict[int, Any]()
-            for node, numbers in self._by_node(commands).values():
-                replies |= zip(numbers, self._told(node, [commands[n] for n in numbers]), strict=True)
-            return [self._where_it_is(commands[n], replies[n]) for n in range(len(commands))]
+            replies = self._replies(commands, ATTEMPTS)
+            return [self._where_it_is(*told) for told in zip(commands, replies, strict=True)]
 
-    def _by_node(self, commands: Sequence[Command]) -> dict[str, tuple[Any, list[int]]]:
-        found = dict[str, tuple[Any, list[int]]]()
+    def _replies(self, commands: Sequence[Command], attempts: int) -> list[Any]:
+        """What the nodes say that have the commands' keys, errors among it."""
+        batches, replies = dict[str, tuple[Any, list[int]]](), dict[int, Any]()
         for number, (_, key, *_) in enumerate(commands):
             node = self._cluster.get_node_from_key(key)
-            found.setdefault(node.name, (node, []))[1].append(number)
-        return found
+            batches.setdefault(node.name, (node, []))[1].append(number)
+        for node, numbers in batches.values():
+            replies |= zip(numbers, self._told(node, [commands[n] for n in numbers], attempts), strict=True)
+        return [replies[n] for n in range(len(commands))]
 
-    def _told(self, node: Any, commands: Sequence[Command], attempts: int = ATTEMPTS) -> list[Any]:
+    def _told(self, node: Any, commands: Sequence[Command], attempts: int) -> list[Any]:
         """What one node says to commands, errors among it. Where it does not answer, the nodes are looked for anew."""
         try:
             with self._cluster.get_redis_connection(node).pipeline(transaction=False) as batch:
@@ -129,10 +130,7 @@ class ClusterClient(redis.Redis):
                 self._cluster.nodes_manager.initialize(last_failed_node_name=node.name)
             if attempts == 1 or isinstance(error, (redis.TimeoutError, redis.exceptions.MaxConnectionsError)):
                 raise
-            found = dict[int, Any]()
-            for other, numbers in self._by_node(commands).values():
-                found |= zip(numbers, self._told(other, [commands[n] for n in numbers], attempts - 1), strict=True)
-            return [found[n] for n in range(len(commands))]
+            return self._replies(commands, attempts - 1)
 
     def _where_it_is(self, command: Command, reply: Any) -> Any:
         """Asks once more where a slot has moved, as the reply says."""
@@ -222,8 +220,7 @@ class AsyncClusterClient(redis.asyncio.Redis):
         if command == "SCAN":
             nodes = sorted(self._cluster.get_primaries(), key=lambda node: str(node.name))
             number, own = _place(rest[0], len(nodes))
-            found = await self._cluster.execute_command("SCAN", own, *rest[1:], target_nodes=nodes[number])
-            cursors, page = found
+            cursors, page = await self._cluster.execute_command("SCAN", own, *rest[1:], target_nodes=nodes[number])
             return _next_cursor(number, int(cursors[nodes[number].name]), len(nodes)), page
         return await self._cluster.execute_command(command, *rest)
 

@@ -240,9 +240,8 @@ class RisingWaveEngine:
             problems["kafka"] = f"Kafka at {hosts(self.settings.kafka_bootstrap_servers)}: {describe(error)}"
         seen = happenings(deployment, self._rows)
         if seen.failing_sink:
-            problems["redis"] = self._masked(seen.failing_sink)[
-                :LONGEST_PROBLEM
-            ]  # cut before, half a password would be left
+            # masked before it is cut, or half a password would be left
+            problems["redis"] = self._masked(seen.failing_sink)[:LONGEST_PROBLEM]
         if seen.recovering_since:
             problems["engine"] = f"the RisingWave is recovering since {seen.recovering_since:%H:%M:%S} UTC"
         return {
