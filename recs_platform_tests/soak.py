@@ -18,16 +18,18 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from random import Random
 
 import psutil
 import psycopg
 import redis
+from confluent_kafka import KafkaException
 
 from recs_platform.audit import audit
 from recs_platform.engines import connect
@@ -256,7 +258,8 @@ def full(floor: Floor, rng: Random) -> Iterator[None]:
     with floor.redis() as server:
         server.config_set("maxmemory", "1")
         yield
-        server.config_set("maxmemory", "0")
+        with suppress(redis.RedisError):  # it is another one by now, and not full
+            server.config_set("maxmemory", "0")
 
 
 def keys_lost(floor: Floor, rng: Random) -> Iterator[None]:
@@ -287,7 +290,14 @@ def topic_recreated(floor: Floor, rng: Random) -> Iterator[None]:
     admin = admin_client(servers)
     admin.delete_topics([PURCHASES])[PURCHASES].result(10)
     yield
-    ensure_topics(servers, [PURCHASES], 1)
+    assert wait_until(lambda: _is_created(servers, PURCHASES), MENDED_SECONDS)
+
+
+def _is_created(servers: str, topic: str) -> bool:
+    with suppress(RecsError):  # the broker is away
+        ensure_topics(servers, [topic], 1)
+        return True
+    return False
 
 
 def poisoned(floor: Floor, rng: Random) -> Iterator[None]:
@@ -364,17 +374,39 @@ FAULTS: Mapping[str, Fault] = {
 }
 LASTING = {name for name in FAULTS if "stands still" in name or name == "Redis full"}
 """Those that go on until they are seen."""
+ALONE = {"a second engine"}
+"""Beside a dead one it is the first."""
 
 
-def carried_out(floor: Floor, name: str, rng: Random) -> Outcome:
-    """Raises `AssertionError` where not all is well in time."""
+AWAY = (psycopg.Error, redis.RedisError, RecsError, KafkaException, OSError)
+"""What a fault is refused with by a part that another one has stopped."""
+
+
+@contextmanager
+def lasting(floor: Floor, names: Sequence[str], rng: Random) -> Iterator[Sequence[str]]:
+    """Begins faults, one after the other; gives those that could be done beside the ones before."""
+    with ExitStack() as stack:
+        done = []
+        for name in names:
+            try:
+                stack.enter_context(contextmanager(FAULTS[name])(floor, rng))
+                done.append(name)
+            except AWAY:
+                if not done:
+                    raise
+        yield done
+
+
+def carried_out(floor: Floor, *names: str, rng: Random) -> Outcome:
+    """Faults at once. Raises `AssertionError` where not all is well in time."""
     began, seen, words = time.monotonic(), None, ""
-    deadline = began + (SEEN_SECONDS if name in LASTING else 0.5)
-    with contextmanager(FAULTS[name])(floor, rng):
+    with lasting(floor, names, rng) as done:
+        name, is_lasting = " + ".join(done), not LASTING.isdisjoint(done)
+        deadline = time.monotonic() + (SEEN_SECONDS if is_lasting else 0.5)
         while not words and time.monotonic() < deadline:
             words = floor.trouble()
             seen = time.monotonic() - began if words else None
-    assert words or name not in LASTING, f"{name} was not seen within {SEEN_SECONDS:.0f} s"
+    assert words or not is_lasting, f"{name} was not seen within {SEEN_SECONDS:.0f} s"
     ended, trouble = time.monotonic(), "not looked at"
     while trouble or not floor.is_fresh():
         assert time.monotonic() - ended < MENDED_SECONDS, f"{name}: not well after {MENDED_SECONDS:.0f} s: {trouble}"
@@ -424,9 +456,10 @@ def opened(state_dir: Path, rate: float) -> Iterator[Floor]:
         floor.close()
 
 
-def run(floor: Floor, names: Sequence[str], rng: Random, tell: Callable[[Outcome], None]) -> None:
-    for name in names:
-        tell(carried_out(floor, name, rng))
+def run(floor: Floor, faults: Iterable[Sequence[str]], rng: Random, tell: Callable[[Outcome], None]) -> None:
+    """Faults one after another, or several at once."""
+    for names in faults:
+        tell(carried_out(floor, *names, rng=rng))
     check_the_end(floor)
 
 
@@ -436,13 +469,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--rate", type=float, default=200.0, help="events a second")
     parser.add_argument("--fault", action="append", choices=sorted(FAULTS), help="these alone, in this order")
+    parser.add_argument("--at-once", type=int, default=1, help="how many faults, each begun beside the ones before")
     given = parser.parse_args()
     rng, until = Random(given.seed), time.monotonic() + 60 * given.minutes
     print(f"seed {given.seed}, {given.rate:g} events/s")
 
     def names() -> Iterator[str]:
+        if given.fault:
+            yield from given.fault
+            return
         while time.monotonic() < until:
-            yield from rng.sample(sorted(FAULTS), len(FAULTS))
+            chosen = sorted(FAULTS.keys() - (ALONE if given.at_once > 1 else set()))
+            yield from rng.sample(chosen, len(chosen))
+
+    def faults() -> Iterator[Sequence[str]]:
+        left = iter(names())
+        while chosen := [*islice(left, given.at_once)]:
+            yield chosen
 
     def tell(outcome: Outcome) -> None:
         seen = f"{outcome.seen:5.1f} s" if outcome.seen is not None else "      –"
@@ -452,7 +495,7 @@ def main() -> None:
     home.chmod(0o711)
     try:
         with opened(home / "state", given.rate) as floor:
-            run(floor, given.fault or names(), rng, tell)  # type: ignore[arg-type]
+            run(floor, faults(), rng, tell)
             print(f"Redis is right; {floor.pages:,} pages asked, all answered")
     finally:
         shutil.rmtree(home, ignore_errors=True)

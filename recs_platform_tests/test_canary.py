@@ -16,9 +16,10 @@ import redis
 from recs_platform.canary import NEWS, Flight, fly, remember, remembered
 from recs_platform.defs import canary as definitions
 from recs_platform.defs.resources import Platform
-from recs_platform.health import State
-from recs_platform.monitor import look
+from recs_platform.health import Finding, State
+from recs_platform.monitor import Report, look
 from recs_platform.pipeline import Pipeline
+from recs_platform.settings import Settings
 from recs_platform.stack.service import free_port
 from recs_platform_tests.shop_floor import Shop, eventually
 
@@ -111,6 +112,30 @@ def test_a_lost_canary_is_a_finding_only_where_nothing_else_explains_it(shop: Sh
     )
     assert report.state is State.BROKEN
     assert not [finding for finding in report.findings if "nothing came" in finding.words]
+
+
+@pytest.mark.parametrize(
+    ("state", "severity", "words"),
+    [
+        (State.BEHIND, dg.AssetCheckSeverity.WARN, "nothing came; behind: kafka/user_activity"),
+        (State.STALLED, dg.AssetCheckSeverity.ERROR, "nothing came"),
+    ],
+)
+def test_one_that_waits_with_everything_else_is_a_warning(
+    state: State, severity: dg.AssetCheckSeverity, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECS_STATE_DIR", str(tmp_path))
+    late = Flight("canary_sink", "a message", time.time(), problem="nothing came")
+    topic = Finding(("kafka", "user_activity"), state, 0.0, "many wait", blame=("kafka", "user_activity"))
+    monkeypatch.setattr(definitions, "fly", lambda *_: [late])
+    monkeypatch.setattr(definitions, "look_and_remember", lambda *_: Report(time.time(), (), (topic,)))
+    with dg.build_sensor_context(resources={"platform": Platform()}) as context:
+        result = definitions.sender(Pipeline.of(Settings()))(context)
+    assert isinstance(result, dg.SensorResult)
+    (found,) = result.asset_events
+    assert isinstance(found, dg.AssetCheckEvaluation)
+    assert (found.passed, found.severity) == (False, severity)
+    assert str(found.description).endswith(words)
 
 
 def test_dagster_sends_one_and_writes_it_down_when_it_is_news(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def measure(session: Session) -> Section:
         for repeat in range(o.repeats):
             for name in Random(o.seed + repeat).sample(names, len(names)):
                 session.say(f"{name}, repeat {repeat + 1} of {o.repeats}")
-                outcomes.append(carried_out(floor, name, Random(o.seed)))
+                outcomes.append(carried_out(floor, name, rng=Random(o.seed)))
         check_the_end(floor)
         asked = floor.pages, len(floor.failures)
     costs = [_watched(session, name, parts) for name, parts in _variants(o.quick).items()]

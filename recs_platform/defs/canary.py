@@ -10,6 +10,9 @@ import dagster as dg
 from recs_platform.canary import Flight, fly, remember
 from recs_platform.defs.resources import Platform
 from recs_platform.errors import RecsError
+from recs_platform.health import State
+from recs_platform.lineage import label
+from recs_platform.monitor import look_and_remember
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings
 
@@ -42,11 +45,13 @@ def checks(pipeline: Pipeline, sinks: Collection[str]) -> dg.AssetChecksDefiniti
     ) -> Iterator[dg.AssetCheckResult]:
         """Sends one along each path and waits for it."""
         try:
-            flights = fly(platform.settings(), pipeline)
+            settings = platform.settings()
+            flights = fly(settings, pipeline)
+            behind = _behind(settings, pipeline, flights)
         except RecsError as error:
             raise dg.Failure(str(error)) from error
         wanted = {key.asset_key for key in context.selected_asset_check_keys}
-        yield from (dg.AssetCheckResult(**_judged(f)) for f in flights if dg.AssetKey(f.sink) in wanted)
+        yield from (dg.AssetCheckResult(**_judged(f, behind)) for f in flights if dg.AssetKey(f.sink) in wanted)
 
     return canary
 
@@ -64,26 +69,37 @@ def sender(pipeline: Pipeline) -> dg.SensorDefinition:
         try:
             settings = platform.settings()
             flights = fly(settings, pipeline)
+            behind = _behind(settings, pipeline, flights)
         except RecsError as error:
             return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
         remember(settings.state_dir, flights)
-        said = _said(flights)
+        said = _said(flights, behind)
+        found = [_judged(flight, behind) for flight in flights]
         return dg.SensorResult(
-            asset_events=[dg.AssetCheckEvaluation(**_judged(f)) for f in flights] if said != context.cursor else [],
-            skip_reason="; ".join(flight.words for flight in flights),
+            asset_events=[dg.AssetCheckEvaluation(**judged) for judged in found] if said != context.cursor else [],
+            skip_reason="; ".join(judged["description"] for judged in found),
             cursor=said,
         )
 
     return canary
 
 
-def _said(flights: Sequence[Flight]) -> str:
+def _behind(settings: Settings, pipeline: Pipeline, flights: Sequence[Flight]) -> list[str]:
+    """What is behind and explains that one was lost: it waits with everything else. Nothing where something is worse."""
+    if all(flight.seconds is not None for flight in flights):
+        return []
+    report = look_and_remember(settings, pipeline)
+    return [label(cause.blame) for cause in report.causes] if report.state is State.BEHIND else []
+
+
+def _said(flights: Sequence[Flight], behind: Collection[str]) -> str:
     lost = sorted(flight.sink for flight in flights if flight.seconds is None)
-    return json.dumps([lost, int(time.time() // AT_LEAST_EVERY)])
+    return json.dumps([lost, bool(behind), int(time.time() // AT_LEAST_EVERY)])
 
 
-def _judged(flight: Flight) -> dict[str, Any]:
+def _judged(flight: Flight, behind: Collection[str]) -> dict[str, Any]:
     """What a result of a run and an evaluation of a sensor both take."""
+    is_late = flight.seconds is None and bool(behind)
     took: dict[str, dg.MetadataValue[Any]] = {}
     if flight.seconds is not None:
         took["milliseconds"] = dg.MetadataValue.float(round(1000 * flight.seconds, 1))
@@ -91,6 +107,7 @@ def _judged(flight: Flight) -> dict[str, Any]:
         "asset_key": dg.AssetKey(flight.sink),
         "check_name": CHECK,
         "passed": flight.seconds is not None,
-        "description": flight.words,
+        "severity": dg.AssetCheckSeverity.WARN if is_late else dg.AssetCheckSeverity.ERROR,
+        "description": flight.words + (f"; behind: {', '.join(behind)}" if is_late else ""),
         "metadata": {"sent_at": dg.MetadataValue.timestamp(flight.sent_at), **took},
     }

@@ -15,7 +15,7 @@ from recs_platform.defs.stream import RESYNC
 from recs_platform.errors import RecsError
 from recs_platform.health import Finding, State
 from recs_platform.lineage import label
-from recs_platform.monitor import Report, look, look_and_remember
+from recs_platform.monitor import Report, look_and_remember
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.settings import Settings
 
@@ -57,8 +57,8 @@ def freshness_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     def freshness(
         context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
     ) -> Iterator[dg.AssetCheckResult]:
-        """Without the sensor's memory: something that stands still counts as behind."""
-        report, _ = look(platform.settings(), pipeline, {})
+        """With the memory of whoever looked last, so that it says what the sensor says."""
+        report = look_and_remember(platform.settings(), pipeline)
         wanted = {key.asset_key for key in context.selected_asset_check_keys}
         yield from (dg.AssetCheckResult(**_of_finding(f)) for f in report.findings if dg.AssetKey(f.key) in wanted)
 

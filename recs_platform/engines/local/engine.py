@@ -24,6 +24,7 @@ from recs_platform.engines.local.database import MANY, Database, TickInput
 from recs_platform.engines.local.intake import Intake, KafkaIntake, PartitionLag
 from recs_platform.engines.local.meter import Meter
 from recs_platform.engines.local.redis_sink import RedisSink
+from recs_platform.engines.local.tick_size import TickSize
 from recs_platform.engines.local.waiting import Waiting
 from recs_platform.errors import EngineError, SourceError
 from recs_platform.pipeline import Kind, Pipeline, Relation
@@ -33,7 +34,7 @@ from recs_platform.settings import Settings
 
 log = logging.getLogger("recs.engine")
 
-MAX_MESSAGES = 500_000  # a tick; large ones cost less a message
+MAX_MESSAGES = 500_000  # a tick, where the machine is fast enough for so many
 BUSY = 100  # messages of a tick from which on the engine does not rest
 MAX_CHANGES = 20_000
 WAIT_FOR_MESSAGES = 0.1  # seconds; a fetch takes less, even one that finds nothing
@@ -62,7 +63,7 @@ class Engine:
         self, settings: Settings, database: Database, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
         self.settings, self.database, self.clock = settings, database, clock
-        self.meter = Meter()
+        self.meter, self._tick_size = Meter(), TickSize(MAX_MESSAGES)
         self.problems: dict[str, str] = {}
         self.building: dict[str, str] = {}  # physical name → how far
         self.lags: list[dict[str, Any]] = []
@@ -130,7 +131,9 @@ class Engine:
     def round(self) -> int:
         """Takes in what there is, ticks once and writes out; returns how many messages came in."""
         now = self._time_to_move_to()
-        messages = self._waiting.take(self.intake.poll(WAIT_FOR_MESSAGES), is_dear=now is not None)
+        messages = self._waiting.take(
+            self.intake.poll(WAIT_FOR_MESSAGES, self._tick_size.messages), is_dear=now is not None
+        )
         taken_at = datetime.now(UTC)
         self._note_problem("kafka", messages.problem)
         for reset in messages.resets:
@@ -181,7 +184,9 @@ class Engine:
         self._clock_moved_at = datetime.fromtimestamp(0, UTC)
 
     def _tick(self, now: datetime | None, taken: TickInput) -> None:
-        self.meter.note_tick(self.database.tick(now, taken))
+        done = self.database.tick(now, taken)
+        self.meter.note_tick(done)
+        self._tick_size.note(done.messages, done.seconds)
 
     def _flush(self, messages: Intake) -> bool:
         if _is_backlog(messages) and time.monotonic() - self._written_at < LONGEST_UNWRITTEN:

@@ -104,11 +104,11 @@ class Intake:
 class KafkaIntake:
     """Reads all partitions of the topics, new ones included. Used by one thread, outside of any event loop.
 
-    It reads ahead, about `max_messages` or `AHEAD_BYTES`, in a thread of its own.
+    It reads ahead, about `ahead` messages or `AHEAD_BYTES`, in a thread of its own.
     """
 
-    def __init__(self, bootstrap_servers: str, topics: Iterable[str], max_messages: int) -> None:
-        self.bootstrap_servers, self.topics, self.max_messages = bootstrap_servers, tuple(topics), max_messages
+    def __init__(self, bootstrap_servers: str, topics: Iterable[str], ahead: int) -> None:
+        self.bootstrap_servers, self.topics, self.ahead = bootstrap_servers, tuple(topics), ahead
         self._admin = admin_client(bootstrap_servers)
         self._positions: dict[Partition, Position] = {}
         self._ends: dict[Partition, int] = {}
@@ -128,8 +128,8 @@ class KafkaIntake:
         self._positions = {(p.topic, p.partition): p for p in positions if p.topic in self.topics}
         self._ends, self._resets = {}, []
 
-    def poll(self, timeout: float) -> Intake:
-        """New messages, at most `max_messages` of them; waits up to `timeout` seconds for the first one.
+    def poll(self, timeout: float, at_most: int | None = None) -> Intake:
+        """New messages, at most `at_most` of them and no more than are read ahead; waits up to `timeout` seconds for the first one.
 
         Never raises for what a broker does: while it is away, this returns nothing, with the problem, within seconds.
         """
@@ -137,7 +137,7 @@ class KafkaIntake:
         try:
             if self._reader is None:
                 self._reader = self._open()
-            tables = self._read(self._reader, timeout)
+            tables = self._read(self._reader, timeout, self.ahead if at_most is None else at_most)
             self._polls.append(sum(table.num_rows for table in tables.values()))
             self._look_for_standstill()
             problem = self._missing() or self._standstill
@@ -175,7 +175,7 @@ class KafkaIntake:
             elif kept.offset > ends.get(at, kept.offset):
                 self._reset(kept, CUT_SHORT, ends[at])
         offsets = {at: self._positions[at].offset for at in existing}
-        return _Reader(self.bootstrap_servers, offsets, self._fetch_wait_ms, self.max_messages)
+        return _Reader(self.bootstrap_servers, offsets, self._fetch_wait_ms, self.ahead)
 
     def _look_for_standstill(self) -> None:
         """Lets fetches wait longer when a partition that holds more stands still, or comes in drops."""
@@ -215,8 +215,8 @@ class KafkaIntake:
         else:
             self._positions[at] = Position(*at, goes_on_at, kept.incarnation)
 
-    def _read(self, reader: _Reader, timeout: float) -> dict[str, pa.Table]:
-        batch = reader.read(timeout)
+    def _read(self, reader: _Reader, timeout: float, at_most: int) -> dict[str, pa.Table]:
+        batch = reader.read(timeout, at_most)
         found = describe_topics(self._admin, self.topics, REQUEST_SECONDS)
         same = {
             topic
@@ -284,9 +284,9 @@ class _Reader:
     """
 
     def __init__(
-        self, bootstrap_servers: str, offsets: Mapping[Partition, int], fetch_wait_ms: int, max_messages: int
+        self, bootstrap_servers: str, offsets: Mapping[Partition, int], fetch_wait_ms: int, ahead: int
     ) -> None:
-        self._max_messages = max_messages
+        self._ahead = ahead
         self._partitions = {at: TopicPartition(*at) for at in offsets}
         self._fetch_wait_ms = fetch_wait_ms
         self._changed = threading.Condition()
@@ -304,7 +304,7 @@ class _Reader:
         self._thread = threading.Thread(target=self._run, name="kafka", daemon=True)
         self._thread.start()
 
-    def read(self, timeout: float) -> _Batch:
+    def read(self, timeout: float, at_most: int) -> _Batch:
         """What has been read ahead, or what a fetch brings now; waits up to `timeout` seconds for that."""
         with self._changed:
             if not self._is_fetching:
@@ -315,7 +315,7 @@ class _Reader:
                 raise self._failure
             taken: list[_Batch] = []
             count = 0
-            while self._batches and (not taken or count + self._batches[0].count <= self._max_messages):
+            while self._batches and (not taken or count + self._batches[0].count <= at_most):
                 taken.append(self._batches.popleft())
                 count += taken[-1].count
         return _joined(taken)
@@ -370,7 +370,7 @@ class _Reader:
 
     async def _read_on(self) -> None:
         while not self._is_closed:
-            if not self._partitions or self._is_full(self._max_messages):
+            if not self._partitions or self._is_full(self._ahead):
                 await asyncio.sleep(A_MOMENT)  # there is nothing to read, or nobody takes it
                 continue
             await self._wanted.wait()
@@ -396,7 +396,7 @@ class _Reader:
         The consumer sends fetches by itself as soon as it has handed something on, unless its partitions are paused; one
         may be under way by then, and what it brings is old when it is wanted.
         """
-        at_most = min(AT_ONCE, self._max_messages)
+        at_most = min(AT_ONCE, self._ahead)
         self._consumer.resume(*self._partitions.values())
         left = await self._consumer.getmany(max_records=at_most)
         room = at_most - sum(map(len, left.values()))
