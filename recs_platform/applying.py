@@ -31,6 +31,7 @@ from recs_platform.serving.documents import is_document_of
 LOCK_SECONDS = 30.0
 BETWEEN_LOOKS = 0.2
 VERIFY_SECONDS = 600.0
+STANDS_SECONDS = 900.0  # for which a build may not get on
 SAMPLE = 200  # documents of a new version that are compared with their rows
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 
@@ -95,8 +96,17 @@ class Applier:
         if not is_begun:
             self._tell(step, None, "being created")
             self._engine.create(relation, targets)
+        before, deadline = "", 0.0
         while (progress := self._engine.progress().get(physical)) is not None:
             self._tell(step, _fraction(progress), progress)
+            if progress != before:
+                before, deadline = progress, time.monotonic() + STANDS_SECONDS
+            elif time.monotonic() > deadline:
+                raise EngineError(
+                    f"{physical} has stood at {progress!r} for {STANDS_SECONDS / 60:.0f} min. Is the engine overloaded? Where it "
+                    "reads a topic that is written in transactions, the end of one may be what it waits behind: send one more "
+                    "message to each partition. `recs apply` goes on from here"
+                )
             time.sleep(BETWEEN_LOOKS)
         self._engine.wait()
         if self._engine.deployment().get(relation.name, version) is None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import redis
@@ -24,6 +25,7 @@ from recs_platform.serving.documents import Row, is_document_of
 SAMPLE = 200
 ON_THE_WAY, BETWEEN_LOOKS = 3.0, 0.2  # seconds that a key may take from its row to Redis
 AT_ONCE = 1_000  # keys
+NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 Rows = Mapping[str, Row]
 """Redis key → the columns of its document."""
@@ -33,7 +35,7 @@ Rows = Mapping[str, Row]
 class Audit:
     """Of one sink. `pointer`: the version that readers are on, None where Redis has none. Of the `looked_at` rows the keys
     that are `missing`, and those that hold something else (`stale`); of all keys, where all were looked at, those that no
-    row stands for (`orphaned`). `away`: why nothing could be looked at.
+    row stands for (`orphaned`). `away`: why nothing could be looked at; `not_compared`: why only its pointer was.
     """
 
     sink: str
@@ -44,6 +46,23 @@ class Audit:
     stale: tuple[str, ...] = ()
     orphaned: tuple[str, ...] = ()
     away: str = ""
+    not_compared: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What sort of problem it is, "" where there is none."""
+        if self.away:
+            return "away"
+        if self.pointer is None:
+            return "no pointer"
+        if not self.pointer.startswith(self.deployed):
+            return "another version"
+        return "rows" if self.wrong or self.orphaned else ""
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """The keys of rows that Redis does not have as they are."""
+        return self.missing + self.stale
 
     @property
     def problem(self) -> str:
@@ -63,6 +82,11 @@ class Audit:
         """Whether writing the sink anew would put it right."""
         return bool(self.problem) and not self.away
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known to be well or ill."""
+        return not self.away and (bool(self.problem) or not self.not_compared)
+
 
 def audit(
     engine: StreamEngine,
@@ -70,16 +94,19 @@ def audit(
     redis_url: str,
     sample: int | None = SAMPLE,
     sinks: Iterable[str] | None = None,
+    again: Mapping[str, Sequence[str]] = NOTHING,
 ) -> Iterator[Audit]:
     """One of each deployed sink, or of those named; of a `sample` of its rows, or with None of all rows and all keys.
 
+    `again`: keys of a sink that are looked at in any case, such as those that were wrong before. With a sample of 0 and
+    none of these only its pointer is.
     Raises `StoreUnavailable`, and what the engine raises.
     """
     deployed = engine.deployed()
     chosen = [s for s in pipeline.of_kind(Kind.SINK) if s.name in deployed and (sinks is None or s.name in sinks)]
     with connected(redis_url) as connection:
         for sink in chosen:
-            yield _Auditor(engine, connection, sink, deployed[sink.name]).audited(sample)
+            yield _Auditor(engine, connection, sink, deployed[sink.name]).audited(sample, again.get(sink.name, ()))
 
 
 @dataclass(frozen=True)
@@ -89,10 +116,12 @@ class _Auditor:
     sink: Relation
     deployed: str
 
-    def audited(self, sample: int | None) -> Audit:
+    def audited(self, sample: int | None, again: Sequence[str]) -> Audit:
         found = self.connection.get(keys.pointer(self.sink.redis_name))
         pointer = str(found) if found is not None else None
-        rows = self._rows(sample)
+        rows = {} if sample == 0 else self._rows(sample)
+        if again:
+            rows = {**rows, **self._rows(None, among=again)}
         if pointer is None:
             return Audit(self.sink.name, None, self.deployed, len(rows))
         orphans = self._orphans(pointer, rows) if sample is None else set[str]()
@@ -100,9 +129,9 @@ class _Auditor:
         deadline = time.monotonic() + ON_THE_WAY
         while (missing or stale or orphans) and time.monotonic() < deadline:
             time.sleep(BETWEEN_LOOKS)
-            again = self._rows(None, among=[*missing, *stale, *orphans])
-            missing, stale = self._compared({key: row for key, row in again.items() if key not in orphans})
-            orphans = {key for key in orphans - again.keys() if self.connection.exists(key)}
+            now = self._rows(None, among=[*missing, *stale, *orphans])
+            missing, stale = self._compared({key: row for key, row in now.items() if key not in orphans})
+            orphans = {key for key in orphans - now.keys() if self.connection.exists(key)}
         return Audit(
             self.sink.name, pointer, self.deployed, len(rows), tuple(missing), tuple(stale), tuple(sorted(orphans))
         )

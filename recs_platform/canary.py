@@ -27,6 +27,7 @@ from recs_platform.stack.process import wait_until
 from recs_platform.whole_file import keep_whole
 
 WAIT, BETWEEN_LOOKS = 10.0, 0.01  # seconds
+LATE = 25.0  # seconds after which one has come from behind a backlog, too: a tick, and the next writing to Redis
 REMEMBERED = "canary.json"
 NEWS = 300.0  # seconds for which a flight says something of now
 ROW = "canary"  # the heartbeat's name
@@ -36,7 +37,8 @@ Send = Callable[[Settings, Pipeline, str, float], None]
 @dataclass(frozen=True)
 class Flight:
     """One canary: the sink it came out of, what it was to follow, when it was sent (seconds since 1970), and the `seconds`
-    it took to Redis; None where it did not come, with the `problem`. `lost_since`: when the first was sent that did not."""
+    it took to Redis; None where it did not come, with the `problem`. `lost_since`: when the first was sent that did not.
+    `canary`: what to look for. `follows_lost`: the one before had not come by then, either, long after it was sent."""
 
     sink: str
     what: str
@@ -44,6 +46,8 @@ class Flight:
     seconds: float | None = None
     problem: str = ""
     lost_since: float = 0.0
+    canary: str = ""
+    follows_lost: bool = False
 
     @property
     def words(self) -> str:
@@ -57,33 +61,32 @@ def fly(settings: Settings, pipeline: Pipeline, wait: float = WAIT) -> list[Flig
 
     What is away is a flight with a problem. Raises `SettingsError` where no stack runs.
     """
+    before = {flight.sink: flight for flight in remembered(settings.state_dir, time.time()) if flight.seconds is None}
     paths = (("canary_sink", "a message", _send_message), ("heartbeat_sink", "a row", _write_row))
-    return [_flown(settings, pipeline, *path, wait) for path in paths if path[0] in pipeline.relations]
+    return [_flown(settings, pipeline, *p, wait, before.get(p[0])) for p in paths if p[0] in pipeline.relations]
 
 
-def _flown(settings: Settings, pipeline: Pipeline, sink: str, what: str, send: Send, wait: float) -> Flight:
-    canary, url, sent_at = uuid4().hex, settings.require("redis_url"), time.time()
-    place = _Place(pipeline[sink].redis_name, canary if sink == "canary_sink" else ROW, canary)
+def _flown(
+    settings: Settings, pipeline: Pipeline, sink: str, what: str, send: Send, wait: float, lost: Flight | None
+) -> Flight:
+    url, sent_at = settings.require("redis_url"), time.time()
+    flight, is_lost_for_good = Flight(sink, what, sent_at, canary=uuid4().hex), False
     try:
         with redis_at(url, wait) as connection:
-            sent_at = time.time()
-            send(settings, pipeline, canary, wait)
-            if wait_until(lambda: _is_there(connection, place), wait, BETWEEN_LOOKS):
-                return Flight(sink, what, sent_at, time.time() - sent_at)
+            is_lost_for_good = lost is not None and _is_old(lost) and not _is_there(connection, pipeline, lost)
+            flight = replace(flight, sent_at=time.time())
+            send(settings, pipeline, flight.canary, wait)
+            if wait_until(lambda: _is_there(connection, pipeline, flight), wait, BETWEEN_LOOKS):
+                return replace(flight, seconds=time.time() - flight.sent_at)
     except SettingsError:
         raise
     except RecsError as error:
-        return Flight(sink, what, sent_at, problem=str(error))
-    return Flight(sink, what, sent_at, problem=f"nothing came within {wait:.0f} s")
+        return replace(flight, problem=str(error), follows_lost=is_lost_for_good)
+    return replace(flight, problem=f"nothing came within {wait:.0f} s", follows_lost=is_lost_for_good)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a canary shows: `recs:<name>:<version>:<row>`, with itself in the document."""
-
-    name: str
-    row: str
-    canary: str
+def _is_old(flight: Flight) -> bool:
+    return bool(flight.canary) and time.time() - flight.sent_at > LATE
 
 
 def _send_message(settings: Settings, pipeline: Pipeline, canary: str, wait: float) -> None:
@@ -96,15 +99,17 @@ def _send_message(settings: Settings, pipeline: Pipeline, canary: str, wait: flo
 def _write_row(settings: Settings, pipeline: Pipeline, canary: str, wait: float) -> None:
     table = sql.Identifier(*pipeline["heartbeat"].options["table"].split("."))
     put = "INSERT INTO {} (name, canary) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET canary = excluded.canary"
-    with postgres_at(settings.require("postgres_url")) as connection:
+    with postgres_at(settings.require("postgres_url"), wait) as connection:
         connection.execute(sql.SQL(put).format(table), [ROW, canary])
 
 
-def _is_there(connection: redis.Redis, place: _Place) -> bool:
-    """The version readers are on may change meanwhile, so it is asked for each time."""
-    version = connection.get(keys.pointer(place.name))
-    document = connection.get(keys.document(place.name, str(version), place.row)) if version else None
-    return document is not None and place.canary in str(document)
+def _is_there(connection: redis.Redis, pipeline: Pipeline, flight: Flight) -> bool:
+    """Whether it shows under `recs:<name>:<version>:<row>`, with itself in the document. The version readers are on may
+    change meanwhile, so it is asked for each time."""
+    name, row = pipeline[flight.sink].redis_name, flight.canary if flight.sink == "canary_sink" else ROW
+    version = connection.get(keys.pointer(name))
+    document = connection.get(keys.document(name, str(version), row)) if version else None
+    return document is not None and flight.canary in str(document)
 
 
 # -- remembered for those who do not send any --------------------------------------------------------------------------

@@ -87,10 +87,14 @@ class Loaded:
 
 
 @contextmanager
-def connected(postgres_url: str) -> Iterator[psycopg.Connection]:
-    """A connection, committed at the end; whatever PostgreSQL refuses becomes a `SourceError` without the password."""
+def connected(postgres_url: str, seconds: float | None = None) -> Iterator[psycopg.Connection]:
+    """A connection, committed at the end; whatever PostgreSQL refuses becomes a `SourceError` without the password.
+
+    With `seconds`, no statement may take longer, the last commit included.
+    """
+    options = f"-c statement_timeout={max(1, int(1000 * seconds))}" if seconds is not None else ""
     try:
-        with psycopg.connect(postgres_url, connect_timeout=CONNECT_SECONDS) as connection:
+        with psycopg.connect(postgres_url, connect_timeout=CONNECT_SECONDS, options=options) as connection:
             yield connection
     except psycopg.Error as error:
         raise refused(postgres_url, error) from None

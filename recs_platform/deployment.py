@@ -87,11 +87,25 @@ class Deployment:
         return next((v for v in self.versions if v.name == name and v.id == id), None)
 
     @property
+    def unread(self) -> list[Version]:
+        """Of each sink without a live version the newest that is whole and reads what is live: readers have not gone over to
+        it yet, or their store was emptied."""
+        live, there = self.live, {version.physical_name for version in self.versions if version.is_live}
+        sinks = {v.name: v for v in self.versions if v.kind == Kind.SINK and v.is_whole and v.reads <= there}
+        return [sink for name, sink in sinks.items() if name not in live]
+
+    @property
     def replaced_last(self) -> list[Version]:
-        """What was live before the last switch, as far as it is still there."""
-        known = [version for version in self.versions if version.replaced_at is not None and not version.is_live]
+        """What was live before the last switch, as far as it is still there. A sink that was merely written anew was
+        replaced because it was wrong: it is no way back."""
+        known = [v for v in self.versions if v.replaced_at is not None and not v.is_live and not self._is_rewritten(v)]
         last = max((version.replaced_at or 0.0 for version in known), default=None)
         return [version for version in known if version.replaced_at == last]
+
+    def _is_rewritten(self, sink: Version) -> bool:
+        live = self.live.get(sink.name)
+        now = self.get(sink.name, live) if live and sink.kind == Kind.SINK else None
+        return now is not None and (now.id.fingerprint, now.reads) == (sink.id.fingerprint, sink.reads)
 
     def of(self, name: str) -> list[Version]:
         return [version for version in self.versions if version.name == name]

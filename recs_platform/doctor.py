@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
@@ -22,6 +23,7 @@ from recs_platform.catalog import connected
 from recs_platform.engines import connect
 from recs_platform.errors import RecsError
 from recs_platform.kafka_address import hosts
+from recs_platform.monitor import slot_of
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.redis_address import RedisAddress
 from recs_platform.schema import copies
@@ -177,8 +179,9 @@ SELECT current_setting('server_version_num')::int / 10000 AS version, current_se
 def _postgres(settings: Settings) -> Iterator[Diagnosis]:
     thing = "PostgreSQL"
     tables = [copy.options["table"] for copy in copies(Pipeline.of(settings))]
-    with connected(settings.postgres_url) as server, server.cursor(row_factory=dict_row) as cursor:
-        found: Mapping[str, Any] = cursor.execute(_POSTGRES, [settings.replication_slot]).fetchone() or {}
+    slot = _slot(settings)
+    with connected(settings.postgres_url, SECONDS) as server, server.cursor(row_factory=dict_row) as cursor:
+        found: Mapping[str, Any] = cursor.execute(_POSTGRES, [slot]).fetchone() or {}
         missing = [t for t in tables if server.execute("SELECT to_regclass(%s)", [t]).fetchone() == (None,)]
     yield _version_of_postgres(settings, int(found["version"]))
     yield _clock(thing, float(found["now"]))
@@ -199,7 +202,7 @@ def _postgres(settings: Settings) -> Iterator[Diagnosis]:
         yield Diagnosis(
             thing,
             Verdict.ILL,
-            f"it has given up the slot {settings.replication_slot}",
+            f"it has given up the slot {slot}",
             "the engine makes another when it runs",
         )
     if found["slot"] is None and found["slots"] >= found["most_slots"]:
@@ -210,6 +213,14 @@ def _postgres(settings: Settings) -> Iterator[Diagnosis]:
         yield Diagnosis(
             thing, Verdict.ILL, f"it has no table {table}", "`recs up` creates it; `recs catalog load` fills it"
         )
+
+
+def _slot(settings: Settings) -> str | None:
+    """The one the engine reads through, as far as it answers."""
+    status: Mapping[str, Any] = {}
+    with suppress(RecsError), connect(settings, SECONDS) as engine:
+        status = engine.status()
+    return slot_of(settings, status)
 
 
 def _version_of_postgres(settings: Settings, version: int) -> Diagnosis:

@@ -20,6 +20,7 @@ from recs_platform.readings import Reading
 FRESHNESS_SECONDS = 10.0  # lag that is no trouble, where a file's header does not say otherwise
 STALLED_AFTER = 45.0  # seconds without a step forward while something waits
 IDLE_AFTER = 60.0  # seconds without a new message
+LONGEST_BLIND = 30.0  # seconds before a look for which what waits now may have waited already
 RATE_OVER = 10.0  # seconds over which messages are counted for a rate
 LOG_KEPT, LOG_LEFT = 2e9, 500e6  # bytes of PostgreSQL's log kept for the slot, and left until it gives the slot up
 _HEADER = re.compile(r"^freshness:\s*(\d+(?:\.\d+)?)\s*(s|min)\b", re.IGNORECASE | re.MULTILINE)
@@ -61,8 +62,9 @@ class Finding:
 @dataclass(frozen=True)
 class Seen:
     """What was known of a box at the last look: its state and since when; how many messages were taken in, and since when
-    as many; how many there were, and since when as many. `took` and `came`: messages a second between the last two looks that
-    were `RATE_OVER` apart, None where that is not known; `mark`: when the later of them was, and what was taken in and sent."""
+    as many or nothing waited; how many there were, and since when as many; since when some wait. `took` and `came`: messages a
+    second between the last two looks that were `RATE_OVER` apart, None where that is not known; `mark`: when the later of them
+    was, and what was taken in and sent. `blame`: the box it was because of."""
 
     state: str = State.UNKNOWN
     since: float = 0.0
@@ -73,6 +75,14 @@ class Seen:
     took: float | None = None
     came: float | None = None
     mark: tuple[float, int, int] = (0.0, -1, -1)
+    waits_at: float = 0.0
+    looked_at: float = 0.0
+    blame: Key = ()
+
+    @property
+    def waited(self) -> bool:
+        """Whether messages waited at that look."""
+        return self.taken < self.sent
 
 
 Memory = Mapping[Key, Seen]
@@ -108,11 +118,12 @@ def judge(
     findings = [*outside.values(), *relations]
     kept, after = [], {}
     for finding in findings:
-        before = memory.get(finding.key)
-        since = before.since if before and before.state == finding.state else now
+        before, blame = memory.get(finding.key, Seen()), finding.blame or finding.key
+        is_the_same = before.state == finding.state and (before.blame == blame or finding.state.is_well)
+        since = before.since if is_the_same else now
         counts = counted.get(finding.key, Seen())
-        after[finding.key] = replace(counts, state=finding.state, since=since)
-        kept.append(replace(finding, since=since, blame=finding.blame or finding.key))
+        after[finding.key] = replace(counts, state=finding.state, since=since, blame=blame)
+        kept.append(replace(finding, since=since, blame=blame))
     return kept, after
 
 
@@ -148,13 +159,16 @@ def _counted(reading: Reading | None, before: Seen, now: float) -> Seen:
         return before
     sent = reading.counters["messages"]
     taken = sent - int(reading.numbers.get("lag_messages", 0))
+    taken_at = before.taken_at if before.waited else max(before.looked_at, now - LONGEST_BLIND)
     return _with_rates(
         replace(
             before,
             taken=taken,
-            taken_at=before.taken_at if taken == before.taken else now,
+            taken_at=taken_at if taken == before.taken else now,
             sent=sent,
             sent_at=before.sent_at if sent == before.sent else now,
+            waits_at=before.waits_at if before.waited or before.taken < 0 else now,
+            looked_at=now,
         ),
         now,
     )
@@ -184,7 +198,9 @@ def _of_outside(key: Key, found: Mapping[Key, Reading], counts: Seen, pipeline: 
 def _of_topic(key: Key, reading: Reading | None, counts: Seen, pipeline: Pipeline, now: float) -> Finding:
     if reading is None:
         return Finding(key, State.UNKNOWN, now, "nobody has said how far it is read", "", key)
-    lag, seconds = int(reading.numbers.get("lag_messages", 0)), float(reading.numbers.get("lag_seconds", 0.0))
+    lag = int(reading.numbers.get("lag_messages", 0))
+    # of a topic on which nothing came for long, the engine knows no better than that; it was not waited for before
+    seconds = min(float(reading.numbers.get("lag_seconds", 0.0)), round(now - counts.waits_at, 1))
     evidence: dict[str, float | int] = {"lag_messages": lag, "lag_seconds": seconds}
     if lag == 0:
         quiet = now - counts.sent_at
@@ -290,6 +306,8 @@ def _of_relation(
     problem = reading.state.get("problem") if reading else None
     if problem:
         after = "what is not written stays marked, and is when that is mended"
+        if relation.kind is Kind.SOURCE:
+            after = "nothing of what it brings is lost, and all of it follows when that is mended"
         if relation.kind is Kind.TABLE:
             after = "its rows stay as they are, and follow when that is mended"
         return Finding(key, State.BROKEN, 0.0, problem, after, key)
@@ -298,7 +316,7 @@ def _of_relation(
     beyond = outside_key(relation)
     made_from += [outside[beyond]] if beyond else []
     ill = _what_it_is_like(made_from)
-    if own and (ill is None or own.state.rank >= ill.state.rank):
+    if own and (ill is None or own.state.rank > ill.state.rank):
         return own
     if ill is None:
         return Finding(key, State.FRESH, 0.0, "it is there", "", key)

@@ -20,7 +20,7 @@ from recs_platform.lineage import Key, catalog_key
 from recs_platform.pipeline import Pipeline
 from recs_platform.readings import Reading, of_catalog, of_stream, with_dead_letters
 from recs_platform.schema import copies
-from recs_platform.settings import Settings
+from recs_platform.settings import LOCAL, Settings
 from recs_platform.watchers import Watcher, ask
 from recs_platform.whole_file import keep_whole
 
@@ -70,24 +70,43 @@ class Report:
         return list(reversed(ill.values()))
 
 
+@dataclass
+class Read:
+    """The readings of every part that answered, what the engine says of itself, and why a part did not answer."""
+
+    status: dict[str, Any] = field(default_factory=dict)
+    readings: list[Reading] = field(default_factory=list)
+    engine_problem: str = ""
+    catalog_problem: str = ""
+
+
+def read_all(settings: Settings, pipeline: Pipeline) -> Read:
+    """Never raises for a part that is away."""
+    read = Read()
+    try:
+        read.status, read.readings = _engine(settings, pipeline)
+        read.engine_problem = read.status["problems"].get("engine", "")
+    except RecsError as error:
+        read.engine_problem = str(error)
+    try:
+        read.readings += _catalog(settings, pipeline, slot_of(settings, read.status))
+    except RecsError as error:
+        read.catalog_problem = str(error)
+    return read
+
+
 def look(settings: Settings, pipeline: Pipeline, memory: Memory) -> tuple[Report, dict[Key, Seen]]:
     """Takes readings of what answers and judges them. Never raises for a part that is away: that is a finding."""
-    status, readings, away = dict[str, Any](), list[Reading](), ""
-    try:
-        status, readings = _engine(settings, pipeline)
-        away = status["problems"].get("engine", "")
-    except RecsError as error:
-        away = str(error)
-    try:
-        readings += read_catalog(settings, pipeline)
-    except RecsError as error:
-        readings += [Reading(key, state={"problem": str(error)}) for key in _catalog_keys(pipeline)]
+    read = read_all(settings, pipeline)
+    status, readings, away = read.status, read.readings, read.engine_problem
+    if read.catalog_problem:
+        readings += [Reading(key, state={"problem": read.catalog_problem}) for key in _catalog_keys(pipeline)]
     now = time.time()
     flights = canary.remembered(settings.state_dir, now)
     readings = [_with_flight(reading, flights) for reading in readings]
     findings, after = judge(pipeline, readings, memory, now, away)
-    if not any(not finding.state.is_well for finding in findings):  # nothing else explains a canary that is lost
-        findings = [_with_loss(finding, flights) for finding in findings]
+    is_well = all(finding.state.is_well for finding in findings)
+    findings = [_with_loss(finding, flights, is_well) for finding in findings]
     return Report(now, tuple(readings), tuple(findings), status), after
 
 
@@ -96,9 +115,11 @@ def _with_flight(reading: Reading, flights: Sequence[canary.Flight]) -> Reading:
     return replace(reading, numbers={**reading.numbers, "canary_seconds": round(took[0], 4)}) if took else reading
 
 
-def _with_loss(finding: Finding, flights: Sequence[canary.Flight]) -> Finding:
-    lost = [f for f in flights if (f.sink,) == finding.key and f.seconds is None]
-    if not lost:
+def _with_loss(finding: Finding, flights: Sequence[canary.Flight], is_well: bool) -> Finding:
+    """Where all else is well a canary that is lost is a finding. Otherwise it may be late because of that, until the one
+    before has not come either; what is known to stand still or to be broken explains it for good."""
+    lost = [f for f in flights if (f.sink,) == finding.key and f.seconds is None and (is_well or f.follows_lost)]
+    if not lost or finding.state.rank > State.BEHIND.rank:
         return finding
     words = f"a canary: {lost[0].words}"
     next_step = "`recs doctor` sends another; look at the engine's log"
@@ -114,11 +135,6 @@ def look_and_remember(settings: Settings, pipeline: Pipeline) -> Report:
     return report
 
 
-def read_engine(settings: Settings, pipeline: Pipeline) -> list[Reading]:
-    """Raises `EngineUnavailable`, or `SettingsError` when no stack runs."""
-    return _engine(settings, pipeline)[1]
-
-
 def _engine(settings: Settings, pipeline: Pipeline) -> tuple[dict[str, Any], list[Reading]]:
     """What it says of itself, and the readings of it."""
     with connect(settings, ENGINE_SECONDS) as engine:
@@ -130,11 +146,16 @@ def _engine(settings: Settings, pipeline: Pipeline) -> tuple[dict[str, Any], lis
         return status, readings
 
 
-def read_catalog(settings: Settings, pipeline: Pipeline) -> list[Reading]:
-    """Raises `SourceError`, or `SettingsError` when no stack runs."""
+def slot_of(settings: Settings, status: Mapping[str, Any]) -> str | None:
+    """The replication slot that the engine says it reads through, or would; None where nobody knows."""
+    return status.get("slot") or (settings.replication_slot if settings.engine == LOCAL else None)
+
+
+def _catalog(settings: Settings, pipeline: Pipeline, slot: str | None) -> list[Reading]:
+    """With the slot that the engine says it reads through. Raises `SourceError`, or `SettingsError` when no stack runs."""
     if not copies(pipeline):
         return []
-    return of_catalog(settings.require("postgres_url"), settings.replication_slot, pipeline)
+    return of_catalog(settings.require("postgres_url"), slot, pipeline)
 
 
 class Watch:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import blake2b
@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 
 from recs_platform.dead_letters import Recent
 from recs_platform.deployment import taken_apart
-from recs_platform.errors import RecsError, SourceError
+from recs_platform.errors import SourceError
 from recs_platform.lineage import Key, catalog_key, relation_key, topic_key
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.schema import copies
@@ -56,36 +56,26 @@ class Reading:
     changed_at: datetime | None = None
 
 
-def try_all(*takers: Callable[[], list[Reading]]) -> tuple[list[Reading], list[str]]:
-    """The readings of every part that answers, and one sentence on each that does not."""
-    readings: list[Reading] = []
-    problems: list[str] = []
-    for take in takers:
-        try:
-            readings += take()
-        except RecsError as error:
-            problems.append(str(error))
-    return readings, list(dict.fromkeys(problems))
-
-
 # -- the engine -------------------------------------------------------------------------------------------------------
 
 
 def of_stream(status: Mapping[str, Any], pipeline: Pipeline) -> list[Reading]:
     """Topics and deployed relations, from `StreamEngine.status()`."""
-    return [*of_topics(status), *of_relations(status, pipeline)]
+    return [*of_topics(status, pipeline.topics), *of_relations(status, pipeline)]
 
 
-def of_topics(status: Mapping[str, Any]) -> list[Reading]:
+def of_topics(status: Mapping[str, Any], topics: Iterable[str] = ()) -> list[Reading]:
     """`lag_messages` (sent, not taken in), `lag_seconds` (at most how old the oldest of these is), and the counter `messages`
-    (sent so far) of each topic."""
+    (sent so far) of each topic. Of one of which nothing is known but a problem, that."""
     partitions: dict[str, list[Mapping[str, Any]]] = {}
     for partition in status["partitions"]:
         partitions.setdefault(partition["topic"], []).append(partition)
-    return [
+    unknown = (t for t in topics if t not in partitions)
+    problems = [Reading(topic_key(t), state=state) for t in unknown if (state := _problem(status, "kafka", t))]
+    return problems + [
         Reading(
             topic_key(topic),
-            state=_problem(status, "kafka"),
+            state=_problem(status, "kafka", topic),
             counters={"messages": sum(p["end_offset"] for p in found)},
             numbers={
                 "lag_messages": sum(p["lag"] for p in found),
@@ -141,7 +131,7 @@ def _of_relation(
     if relation.kind is Kind.TABLE:
         state |= _problem(status, "catalog")
     if relation.kind is Kind.SINK:
-        state |= _problem(status, "redis")
+        state |= _problem(status, "redis", relation.name)
         if any(ancestor.topic for ancestor in pipeline.with_ancestors({relation.name})):
             names = ("freshness_p50_ms", "freshness_p99_ms")
             numbers |= {name: status[name] for name in names if status.get(name) is not None}
@@ -151,15 +141,17 @@ def _of_relation(
     return Reading(relation_key(relation.name), numbers, state=state, changed_at=changed)
 
 
-def _problem(status: Mapping[str, Any], part: str) -> dict[str, str]:
-    return {"problem": status["problems"][part]} if part in status["problems"] else {}
+def _problem(status: Mapping[str, Any], part: str, thing: str = "") -> dict[str, str]:
+    """Of a part as a whole, or of this one thing in it."""
+    problems = status["problems"]
+    return next(({"problem": problems[name]} for name in (part, f"{part}/{thing}") if name in problems), {})
 
 
 # -- PostgreSQL -------------------------------------------------------------------------------------------------------
 
 
-def of_catalog(url: str, slot: str, pipeline: Pipeline) -> list[Reading]:
-    """The replication slot (as a reading of the source that reads through it) and the catalog tables.
+def of_catalog(url: str, slot: str | None, pipeline: Pipeline) -> list[Reading]:
+    """The replication slot (as a reading of the source that reads through it), where it is known, and the catalog tables.
 
     Raises `SourceError`, password masked, when PostgreSQL does not answer.
     """
@@ -168,11 +160,12 @@ def of_catalog(url: str, slot: str, pipeline: Pipeline) -> list[Reading]:
     options = f"-c statement_timeout={STATEMENT_MILLISECONDS}"
     try:
         with psycopg.connect(url, connect_timeout=CONNECT_SECONDS, options=options, row_factory=dict_row) as server:
-            found = server.execute(_SLOT, [slot]).fetchone()
+            found = server.execute(_SLOT, [slot]).fetchone() if slot else None
             rows = {table: server.execute(_TABLE, [table]).fetchone() for table in sorted(tables)}
     except psycopg.Error as error:
         raise SourceError(f"PostgreSQL at {masked(url)} cannot be observed: {masked(str(error)).strip()}") from None
-    return [*(_of_slot(source, slot, found) for source in sources), *(_of_table(*item) for item in rows.items())]
+    of_slot = [_of_slot(source, slot, found) for source in sources] if slot else []
+    return [*of_slot, *(_of_table(*item) for item in rows.items())]
 
 
 def _of_slot(source: Relation, slot: str, row: Mapping[str, Any] | None) -> Reading:

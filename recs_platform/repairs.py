@@ -22,12 +22,17 @@ class Incident:
 Incidents = Mapping[str, Incident]
 
 
-def follow(before: Incidents, ill: Collection[str], now: float) -> tuple[dict[str, Incident], list[str]]:
-    """The incidents after a look that found these ill, and which of them are to be repaired now: noted as done."""
+def follow(
+    before: Incidents, ill: Collection[str], now: float, unseen: Collection[str] = (), may_repair: bool = True
+) -> tuple[dict[str, Incident], list[str]]:
+    """The incidents after a look that found these ill, and which of them are to be repaired now: noted as done.
+
+    Of the `unseen` nothing is known, so that their incidents go on. Where one may not, none is repaired.
+    """
     after = {
         name: replace(before[name], looks=before[name].looks + 1) if name in before else Incident(now) for name in ill
-    }
-    due = [name for name, incident in after.items() if incident.looks >= LOOKS and not incident.repaired_at]
+    } | {name: before[name] for name in unseen if name in before}
+    due = [n for n in ill if may_repair and after[n].looks >= LOOKS and not after[n].repaired_at]
     return after | {name: replace(after[name], repaired_at=now) for name in due}, due
 
 

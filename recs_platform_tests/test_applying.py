@@ -191,6 +191,19 @@ def test_a_table_is_waited_for_until_it_has_its_rows(cluster: Cluster, tmp_path:
     assert told[:4] == ["being created", "5 of 12 rows", "10 of 12 rows", "built"]
 
 
+def test_a_build_that_stands_for_too_long_is_an_error_and_is_gone_on_with(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = pipeline(tmp_path, FILES)
+    monkeypatch.setattr(applying, "STANDS_SECONDS", -1.0)
+    with pytest.raises(EngineError, match=r"lists__\w+ has stood at 'Snapshot \[50.00% \(1/2\)\]'"):
+        apply(cluster, wanted)
+    monkeypatch.setattr(applying, "STANDS_SECONDS", 900.0)
+    apply(cluster, wanted)
+    assert cluster.told.count("create lists") == 1
+    assert read(cluster.redis, "lists") == sorted(ROWS)
+
+
 def test_a_change_builds_what_reads_it_and_shares_the_rest(cluster: Cluster, tmp_path: Path) -> None:
     apply(cluster, pipeline(tmp_path, FILES))
     cluster.told.clear()

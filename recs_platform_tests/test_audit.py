@@ -49,7 +49,15 @@ def test_an_audit_says_what_is_wrong_and_names_one_of_each() -> None:
         "of 1,200 rows looked at: 2 missing (a among them), 1 stale (c among them), 1 orphaned (d among them)"
     )
     assert audit.can_be_mended
+    assert (audit.kind, audit.wrong) == ("rows", ("a", "b", "c"))
     assert not Audit("products_sink", "v1", "v1", 1_200).problem
+
+
+def test_of_what_was_not_compared_only_the_pointer_is_known() -> None:
+    behind = Audit("products_sink", "v1", "v1", not_compared="the engine is behind")
+    assert (behind.problem, behind.kind, behind.is_known) == ("", "", False)
+    emptied = Audit("products_sink", None, "v1", not_compared="the engine is behind")
+    assert (emptied.kind, emptied.is_known, emptied.can_be_mended) == ("no pointer", True, True)
 
 
 def test_what_cannot_be_looked_at_cannot_be_mended() -> None:
@@ -76,6 +84,20 @@ def test_what_was_well_again_in_between_is_another_incident() -> None:
     incidents, _ = follow(incidents, ["a"], 500.0)
     _, due = follow(incidents, ["a"], 560.0)
     assert due == ["a"]
+
+
+def test_what_could_not_be_looked_at_goes_on_being_the_same_incident() -> None:
+    before = {"a": Incident(100.0, 5, 160.0), "b": Incident(100.0, 1)}
+    incidents, due = follow(before, [], 400.0, unseen=["a", "b", "c"])
+    assert (incidents, due) == (before, [])
+    _, due = follow(incidents, ["a", "b"], 460.0)
+    assert due == ["b"], "the other was repaired"
+
+
+def test_where_nothing_may_be_repaired_incidents_are_followed_all_the_same() -> None:
+    incidents, due = follow({"a": Incident(100.0, 5)}, ["a"], 400.0, may_repair=False)
+    assert (incidents, due) == ({"a": Incident(100.0, 6)}, [])
+    assert follow(incidents, ["a"], 460.0)[1] == ["a"]
 
 
 def test_incidents_outlive_the_process() -> None:

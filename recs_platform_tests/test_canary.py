@@ -13,15 +13,19 @@ import dagster as dg
 import pytest
 import redis
 
+from recs_platform import canary
 from recs_platform.canary import NEWS, Flight, fly, remember, remembered
 from recs_platform.defs import canary as definitions
 from recs_platform.defs.resources import Platform
+from recs_platform.engines.local.client import LocalEngine
 from recs_platform.health import Finding, State
 from recs_platform.monitor import Report, look
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings
 from recs_platform.stack.service import free_port
+from recs_platform.topics import admin_client
 from recs_platform_tests.shop_floor import Shop, eventually
+from recs_platform_tests.test_contract import local
 
 
 @pytest.fixture
@@ -76,6 +80,52 @@ def test_an_engine_that_stands_still_loses_them_and_what_is_away_is_named(shop: 
     empty = replace(shop.settings, redis_url=f"redis://:s3cret@127.0.0.1:{free_port()}/0")
     told = {f.problem for f in fly(empty, pipeline, wait=0.2)}
     assert all("Redis at redis://:***@127.0.0.1" in problem for problem in told)
+
+
+def test_one_that_is_late_is_told_from_one_that_never_comes(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline.of(shop.settings)
+    monkeypatch.setattr(canary, "LATE", 0.0)
+
+    def flown() -> dict[str, bool]:
+        flights = fly(shop.settings, pipeline, wait=0.2)
+        assert {flight.seconds for flight in flights} == {None}
+        remember(shop.settings.state_dir, flights)
+        return {flight.sink: flight.follows_lost for flight in flights}
+
+    assert flown() == {"canary_sink": False, "heartbeat_sink": False}, "there was none before"
+    assert flown() == {"canary_sink": True, "heartbeat_sink": True}
+    with at_work(shop):
+        eventually(lambda: len(shop.documents("canary")) == 2 and bool(shop.documents("heartbeat")))
+    assert flown() == {"canary_sink": False, "heartbeat_sink": False}, "those before came late"
+
+
+@pytest.mark.parametrize(("follows_lost", "is_told"), [(False, False), (True, True)])
+def test_one_that_is_lost_for_good_is_told_of_beside_other_trouble(
+    tmp_path: Path,
+    kafka_servers: str,
+    postgres_url: str,
+    redis_url: str,
+    topic_prefix: str,
+    follows_lost: bool,
+    is_told: bool,
+) -> None:
+    """Here a topic is missing, which has nothing to do with rows."""
+    shop = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix)
+    admin, topic = admin_client(shop.kafka), f"{shop.prefix}purchases"
+    admin.delete_topics([topic])[topic].result(10)
+    lost = Flight("heartbeat_sink", "a row", time.time(), problem="nothing came", follows_lost=follows_lost)
+    remember(shop.settings.state_dir, [lost])
+    with local(shop) as engine:
+        assert isinstance(engine, LocalEngine)
+        settings = replace(shop.settings, engine_url=engine.url, engine_token="secret-token")
+
+        def ill() -> dict[str, str]:
+            report, _ = look(settings, Pipeline.of(settings), {})
+            return {f.key[0]: f.words for f in report.findings if f.state is State.BROKEN}
+
+        eventually(lambda: "also_bought" in ill())
+        assert ("heartbeat_sink" in ill()) is is_told
+    shop.close()
 
 
 def test_an_emptied_redis_counts_as_lost_until_it_is_filled(shop: Shop) -> None:

@@ -10,6 +10,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from recs_platform.engines.local import cdc
 from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed, CatalogTable
 from recs_platform.errors import SourceError
 
@@ -118,6 +119,17 @@ def test_a_snapshot_holds_every_row_as_text(followed: Shop) -> None:
         ("p2",): ("p2", "Bed", None, None, "f"),
     }
     assert followed.copies == followed.stored()
+
+
+def test_a_snapshot_does_not_wait_for_long_for_a_table_that_somebody_holds(
+    followed: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All else that the engine does would wait with it."""
+    monkeypatch.setattr(cdc, "LOCK_SECONDS", 1)
+    with followed.connection.transaction():
+        followed.connection.execute("LOCK TABLE product_catalog IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(SourceError, match=r"lock timeout \(a transaction holds the table: see pg_locks"):
+            followed.read_snapshots()
 
 
 def test_a_snapshot_of_an_empty_table_is_one_empty_piece(followed: Shop) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,37 @@ def test_a_sink_that_stays_wrong_is_written_anew_once(shop: Shop, monkeypatch: p
     with connect() as engine:
         eventually(lambda: not any(a.problem for a in audited(engine, pipeline, shop.redis_url, None)))
     assert {key: row["name"] for key, row in shop.documents("products").items()} == {"p1": "One", "p2": "Two"}
+
+
+def test_a_key_that_was_wrong_is_looked_at_again_until_it_is_right(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever rows a sample holds."""
+    pipeline = Pipeline.load(shop.settings.sql_dir)
+    shop.sql("INSERT INTO product_catalog (product_id, name) SELECT 'p' || i, 'Hat' FROM generate_series(1, 50) AS i")
+    eventually(lambda: len(shop.documents("products")) == 50)
+    shop.redis.delete(f"recs:products:{shop.redis.get('recs:products')}:p1")
+    _, first = evaluated(health.sink_health(pipeline))
+    monkeypatch.setattr(health, "audit", partial(audited, sample=1))
+    _, second = evaluated(health.sink_health(pipeline), first.cursor)
+    assert [r.asset_selection for r in second.run_requests or []] == [[dg.AssetKey("products_sink")]]
+
+
+def test_rows_are_not_compared_while_the_engine_is_behind(shop: Shop) -> None:
+    pipeline = Pipeline.load(shop.settings.sql_dir)
+    shop.sql("INSERT INTO product_catalog (product_id, name) VALUES ('p1', 'One')")
+    eventually(lambda: len(shop.documents("products")) == 1)
+    shop.redis.delete(f"recs:products:{shop.redis.get('recs:products')}:p1")
+    assert shop.engine is not None
+    waiting = [{"topic": "user_activity", "partition": 0, "lag": health.MANY, "lag_seconds": 3.0}]
+    assert health._is_behind({"partitions": waiting})
+    assert health._is_behind({"partitions": [{"lag": 1, "lag_seconds": 30.0}]})
+    assert not health._is_behind({"partitions": [{"lag": 0, "lag_seconds": 30.0}, {"lag": 10, "lag_seconds": 1.0}]})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(health, "_is_behind", lambda status: True)
+        found, result = evaluated(health.sink_health(pipeline))
+    assert found["products_sink"].passed
+    assert "the engine is behind" in str(found["products_sink"].description)
+    found, _ = evaluated(health.sink_health(pipeline), result.cursor)
+    assert not found["products_sink"].passed
 
 
 def test_redis_that_is_away_is_what_is_wrong_with_all_sinks(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,18 @@ def test_a_kafka_with_tls_and_a_password(
     shop.close()
 
 
+def test_a_loop_that_stands_still_is_a_problem_that_says_what_it_is_at(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = shop.open()
+    shop.settle()
+    assert engine.standstill() == {}
+    monkeypatch.setattr(engine_module, "STANDS", 0.0)
+    assert engine.standstill()["engine"].startswith("the engine has been taking in messages for 0 s")
+    engine.building = {"trending_products__1": "with the others"}
+    assert engine.standstill() == {}, "a build may take long, and says so itself"
+
+
 def test_a_backlog_is_not_written_tick_by_tick(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of what one large tick writes, the next writes over; all is there at its end, or when it has been too long."""
     monkeypatch.setattr(engine_module, "MAX_MESSAGES", 400)

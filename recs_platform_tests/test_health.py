@@ -19,7 +19,7 @@ from recs_platform.health import (
 )
 from recs_platform.lineage import Key
 from recs_platform.pipeline import Pipeline
-from recs_platform.readings import Reading, of_relations
+from recs_platform.readings import Reading, of_relations, of_topics
 from recs_platform.settings import default_sql_dir
 
 PIPELINE = Pipeline.load(default_sql_dir())
@@ -78,6 +78,44 @@ def test_an_idle_topic_is_idle_and_not_behind() -> None:
     assert found[("also_bought",)].state is State.IDLE
     assert found[("trending_products",)].state is State.FRESH
     assert found[("dead_letters",)].state is State.FRESH, "something comes on one of its topics"
+
+
+def test_what_comes_after_a_quiet_spell_has_not_waited_all_the_while() -> None:
+    """The engine knows no better than that the newest message it has is an hour old."""
+    _, memory = judged(readings())
+    _, memory = judged(readings(), memory, NOW + 3600)
+    found, memory = judged(readings(buys=(11, 1, 3600.0)), memory, NOW + 3630)
+    assert found[BUYS].state is State.FRESH
+    found, memory = judged(readings(buys=(11, 1, 3642.0)), memory, NOW + 3642)
+    assert found[BUYS].state is State.BEHIND
+    found, _ = judged(readings(buys=(11, 1, 3650.0)), memory, NOW + 3680)
+    assert found[BUYS].state is State.STALLED
+    assert found[BUYS].words == "1 messages wait, and none has been taken in for 80 s"
+    _, memory = judged(readings(), {}, NOW)
+    found, _ = judged(readings(buys=(11, 1, 9e4)), memory, NOW + 86_400)
+    assert found[BUYS].state is State.FRESH, "nobody has looked for a day"
+
+
+def test_since_is_that_of_the_trouble_and_not_of_another_one_before() -> None:
+    found, memory = judged(readings(problems={VIEWS: "Kafka is away"}))
+    found, memory = judged(readings(problems={VIEWS: "Kafka is away"}), load_memory(dump_memory(memory)), NOW + 30)
+    assert found["trending_products",].since == NOW
+    found, _ = judged(readings(), memory, NOW + 60, away="the engine does not answer")
+    assert (found["trending_products",].state, found["trending_products",].since) == (State.BROKEN, NOW + 60)
+
+
+def test_a_topic_that_is_not_read_is_broken_and_no_other_one() -> None:
+    status = {"partitions": [], "relations": [], "problems": {"kafka/purchases": "there is no such topic"}}
+    found, _ = judged([*of_topics(status, PIPELINE.topics), *readings(without=[BUYS])])
+    assert (found[BUYS].state, found[BUYS].words) == (State.BROKEN, "there is no such topic")
+    assert (found["also_bought",].state, found["also_bought",].blame) == (State.BROKEN, BUYS)
+    assert found["trending_products",].state is State.FRESH
+
+
+def test_a_kafka_that_is_away_from_the_start_breaks_all_topics() -> None:
+    status = {"partitions": [], "relations": [], "problems": {"kafka": "it does not answer"}}
+    found, _ = judged([*of_topics(status, PIPELINE.topics), *readings(without=[BUYS, VIEWS, CANARIES])])
+    assert {found[topic].state for topic in (BUYS, VIEWS, CANARIES)} == {State.BROKEN}
 
 
 def test_behind_is_not_stalled_while_it_steps_forward() -> None:

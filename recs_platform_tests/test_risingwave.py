@@ -19,6 +19,7 @@ import redis
 from confluent_kafka import Producer
 
 from recs_platform import applying
+from recs_platform.audit import audit
 from recs_platform.deployment import VersionId, physical_name
 from recs_platform.engines.risingwave import engine as driver
 from recs_platform.engines.risingwave import lag
@@ -27,13 +28,16 @@ from recs_platform.engines.risingwave.engine import RisingWaveEngine
 from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
 from recs_platform.engines.risingwave.postgres import count_rows, drop_slot
 from recs_platform.engines.risingwave.statements import differences, is_one_question, publication, statement
-from recs_platform.errors import EngineError, PipelineError, QueryError, SourceError
+from recs_platform.errors import EngineError, PipelineError, QueryError, SourceError, StoreUnavailable
 from recs_platform.events import EventProducer
 from recs_platform.health import State, judge
 from recs_platform.pipeline import Kind, Pipeline
+from recs_platform.plan import Action
 from recs_platform.readings import of_stream
+from recs_platform.schema import CatalogColumn
 from recs_platform.serving import keys
 from recs_platform.settings import CDC, DEBEZIUM, FILE, RISINGWAVE, UPSERTS, Settings, default_sql_dir
+from recs_platform.stack.service import free_port
 from recs_platform.topics import TopicInfo, admin_client, ensure_topics
 
 SETTINGS = Settings.load(
@@ -216,12 +220,15 @@ class Catalog:
         self.building: dict[str, int] = {}
         self.progress: dict[str, list[dict[str, Any]]] = {}
         self.events: list[dict[str, Any]] = []
+        self.refuses: str | None = None  # statements with this in them
         self._answer: list[dict[str, Any]] = []
         self._ids = itertools.count(1)
 
     def execute(self, sql: bytes, params: object = None) -> Catalog:
         text = without_comments(sql.decode())
         self.sent.append(text)
+        if self.refuses and self.refuses in text:
+            raise psycopg.errors.UndefinedTable(f"Catalog error: not found: {self.refuses}")
         head = " ".join(text.split()[:3]).upper()
         for start, what in {
             "CREATE MATERIALIZED VIEW": "materialized view", "CREATE VIEW": "view", "CREATE TABLE": "table",
@@ -259,7 +266,7 @@ class Catalog:
             return [{"Name": "barrier_interval_ms", "Value": "1000"}]
         if text.startswith("SELECT * FROM"):
             return self.progress.get(text.split()[-1], [])
-        if "SINK_FAIL" in text:
+        if "rw_event_logs" in text:
             return sorted(self.events, key=lambda event: event["timestamp"], reverse=True)
         if text.startswith("SELECT COUNT(*)"):
             return [{"rows": 0}]
@@ -297,6 +304,7 @@ def cluster(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         catalog, made = Catalog(connection), list[str]()
         monkeypatch.setattr(driver.psycopg, "connect", lambda *_, **__: catalog)
         monkeypatch.setattr(driver, "major_version", lambda url: 17)
+        monkeypatch.setattr(driver, "read_columns", lambda url, tables: {})
         monkeypatch.setattr(driver, "ensure_topics", lambda servers, names, partitions, compacted: made.extend(names))
         monkeypatch.setattr(driver, "ensure_catalog", lambda url: made.append("catalog"))
         monkeypatch.setattr(driver, "count_rows", lambda url, table: 0)
@@ -377,8 +385,156 @@ def test_the_keys_of_a_live_sink_are_asked_of_its_own_query(cluster: Cluster, mo
     )
     assert asked == [
         (f"SELECT * FROM ({inner}) AS documents LIMIT 5", None),
-        (f"SELECT * FROM ({inner}) AS documents WHERE key = ANY($1)", [["a"]]),
+        (f"SELECT * FROM ({inner}) AS documents WHERE key IN ($1)", ["a"]),
     ]
+    asked.clear()
+    monkeypatch.setattr(driver, "AT_ONCE", 2)
+    found = cluster.engine.sink_rows("products_sink", among=["a", "b", "c"])
+    assert ([params for _, params in asked], found.num_rows) == ([["a", "b"], ["c"]], 2)
+
+
+def test_an_emptied_redis_is_filled_by_sinks_that_are_written_anew(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]
+) -> None:
+    """What a RisingWave has sent it never sends again."""
+    cluster.engine.apply()
+    before = cluster.engine.deployed()
+    sinks = {relation.name for relation in Pipeline.of(cluster.engine.settings).of_kind(Kind.SINK)}
+    cluster.redis.flushdb()
+    assert cluster.engine.deployed() == before, "they are there, and write"
+    told = {relation["name"] for relation in cluster.engine.status()["relations"]}
+    assert told == set(before)
+    plan = cluster.engine.plan()
+    assert {(step.name, step.reason) for step in plan.of(Action.CREATE)} == {
+        (name, "Redis has lost its keys") for name in sinks
+    }
+    cluster.engine.apply()
+    pointers = {cluster.redis.get(keys.pointer(s.redis_name)) for s in Pipeline.of(SETTINGS).of_kind(Kind.SINK)}
+    assert all(str(pointer).endswith("_1") for pointer in pointers)
+    assert not cluster.engine.plan().creates
+
+
+def test_an_audit_sees_that_redis_was_emptied_and_how_to_mend_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.engine.apply()
+    cluster.redis.flushdb()
+    empty = pa.table({"key": pa.array([], pa.string())})
+    monkeypatch.setattr(RisingWaveEngine, "query", lambda *_: empty)
+    settings = cluster.engine.settings
+    found = list(audit(cluster.engine, Pipeline.of(settings), settings.redis_url))
+    assert {a.kind for a in found} == {"no pointer"}
+    assert all(a.can_be_mended for a in found)
+
+
+def test_a_sink_that_readers_have_not_gone_over_to_yet_is_not_written_anew(cluster: Cluster) -> None:
+    cluster.engine.apply()
+    version = cluster.engine.deployment().live["products_sink"]
+    cluster.redis.unlink(keys.pointer("products"))
+    cluster.redis.set(keys.document("products", str(version), "a"), "{}")
+    assert "products_sink" not in cluster.engine.plan().creates
+    cluster.engine.apply()
+    assert cluster.redis.get(keys.pointer("products")) == str(version)
+
+
+def test_a_redis_that_is_away_makes_sinks_ill_and_nothing_else(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]
+) -> None:
+    cluster.engine.apply()
+    away = replace(cluster.engine.settings, redis_url=f"redis://:secret@127.0.0.1:{free_port()}/0")
+    pipeline = Pipeline.of(away)
+    with RisingWaveEngine(away) as engine:
+        status = engine.status()
+        for refused in (engine.deployed, engine.plan, engine.apply, engine.roll_back):
+            with pytest.raises(StoreUnavailable, match=r"Redis at redis://:\*\*\*@127"):
+                refused()
+    found = judge(pipeline, of_stream(status, pipeline), {}, datetime.now(UTC).timestamp())[0]
+    broken = {finding.key[0] for finding in found if finding.state is State.BROKEN}
+    assert broken == {sink.name for sink in pipeline.of_kind(Kind.SINK)}
+
+
+@pytest.mark.parametrize(
+    ("refused", "part"),
+    [("rw_event_logs", "events"), ("rw_ddl_progress", "progress"), ("user_activity_raw_progress", "partitions")],
+)
+def test_what_cannot_be_asked_keeps_nothing_else_from_being_told(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]], refused: str, part: str
+) -> None:
+    cluster.engine.apply()
+    before = cluster.engine.deployed()
+    cluster.catalog.refuses = f"FROM rw_catalog.{refused}" if refused.startswith("rw_") else f"SELECT * FROM {refused}"
+    status = cluster.engine.status()
+    assert status["problems"].keys() == {part}
+    assert {relation["name"] for relation in status["relations"]} == set(before)
+
+
+def test_the_status_tells_the_slot_the_catalog_is_read_through(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]
+) -> None:
+    assert cluster.engine.status()["slot"] is None
+    cluster.engine.apply()
+    assert cluster.engine.status()["slot"] == f"recs_{cluster.engine.deployment().live['shop']}"
+
+
+def test_postgresql_is_asked_only_where_it_is_read_anew(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.engine.apply()
+
+    def away(*_: object) -> int:
+        raise SourceError("PostgreSQL is away")
+
+    monkeypatch.setattr(driver, "major_version", away)
+    path = cluster.engine.settings.sql_dir / "views" / "trending_products.sql"
+    path.write_text(path.read_text().replace("rank <= 10", "rank <= 8"))
+    assert cluster.engine.plan().creates == {"trending_products", "trending_products_sink"}
+    with pytest.raises(SourceError):
+        cluster.engine.plan(["product_catalog"])
+
+
+@pytest.mark.parametrize(
+    ("actual", "words"),
+    [("numeric", "as DOUBLE PRECISION: declare it as DECIMAL"), ("integer", "declare it as INTEGER"), ("double precision", "")],
+)  # fmt: skip
+def test_a_column_that_would_not_be_copied_is_told_before_anything_is_sent(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, actual: str, words: str
+) -> None:
+    monkeypatch.setattr(
+        driver, "read_columns", lambda url, tables: {"public.product_catalog": (CatalogColumn("price", actual, 4),)}
+    )
+    if words:
+        with pytest.raises(PipelineError, match=words):
+            cluster.engine.plan()
+    else:
+        assert cluster.engine.plan()
+
+
+def test_a_sink_that_was_merely_written_anew_is_no_way_back(cluster: Cluster) -> None:
+    cluster.engine.apply()
+    cluster.engine.apply(["products_sink"])
+    with pytest.raises(EngineError, match="there is nothing to go back to"):
+        cluster.engine.roll_back()
+
+
+def test_why_a_build_failed_is_told_without_a_password(cluster: Cluster) -> None:
+    definition = """CREATE SINK "a" AS SELECT 1 WITH (password = 'hunter2', user = "it's")"""
+    cluster.catalog.events = [
+        happened("CREATE_STREAM_JOB_FAIL", datetime.now(UTC), name="a__12345678", definition=definition)
+    ]
+    told = cluster.engine.failure("a__12345678")
+    assert "hunter2" not in told
+    assert "password = '***'" in told
+
+
+def test_a_table_is_filled_from_its_file_by_few_statements(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "AT_ONCE", 2)
+    directory = cluster.engine.settings.sql_dir.parent / "catalog"
+    directory.mkdir()
+    (directory / "customers.csv").write_text("user_id,age_band,country\n" + "".join(f"{i},a,DE\n" for i in range(5)))
+    cluster.engine.settings = replace(cluster.engine.settings, catalog=FILE, catalog_dir=directory)
+    relation = Pipeline.load(default_sql_dir(), FILE)["customers"]
+    assert cluster.engine.filling(relation, VersionId(relation.fingerprint)) is None
+    inserts = [text for text in cluster.catalog.sent if text.startswith("INSERT")]
+    assert [text.count("(%s") for text in inserts] == [2, 2, 1]
+    assert cluster.catalog.sent[-1] == "FLUSH"
 
 
 def test_what_is_no_question_is_not_sent(cluster: Cluster) -> None:
@@ -494,6 +650,30 @@ def test_messages_between_two_offsets_are_counted(kafka_servers: str, topic_pref
         lag._messages("127.0.0.1:1", (topic, 0), 1, 4)
 
 
+def test_a_tombstone_without_a_key_is_not_counted_for_it_never_becomes_a_row(
+    kafka_servers: str, topic_prefix: str
+) -> None:
+    topic = topic_prefix + "tombstones"
+    ensure_topics(kafka_servers, [topic], 1)
+    producer = Producer({"bootstrap.servers": kafka_servers})
+    for key, value in ((b"a", b"1"), (b"a", None), (None, None)):
+        producer.produce(topic, value, key, partition=0)
+    producer.flush(20)
+    assert lag._messages(kafka_servers, (topic, 0), 0, 3) == 2
+
+
+def test_a_partition_of_which_no_row_came_waits_for_messages_alone(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.engine.apply()
+    assert partitions(cluster)["user_activity", 1]["lag"] == 2
+    monkeypatch.setattr(lag, "_messages", lambda kafka, place, first, end: 0)
+    assert partitions(cluster)["user_activity", 1]["lag"] == 0
+    nothing = {"kafka_partition": "0", "last_offset": None, "newest": None}
+    cluster.catalog.progress["user_activity_raw_progress"] = [nothing]
+    assert partitions(cluster)["user_activity", 0]["next_offset"] == 5, "from where it begins"
+
+
 def test_an_end_of_a_transaction_is_not_counted(topic_prefix: str) -> None:
     if not (servers := os.environ.get("RECS_TEST_KAFKA")):
         pytest.skip("RECS_TEST_KAFKA names no Kafka: the embedded broker's transactions are not a real one's")
@@ -518,12 +698,14 @@ def test_a_sink_that_fails_is_told_of_while_it_is_news_without_a_password(
     now = datetime.now(UTC)
     event = happened("SINK_FAIL", now, sinkName=physical, error=error)
     cluster.catalog.events = [happened("SINK_FAIL", now + timedelta(seconds=1), sinkName="another"), event]
-    told = cluster.engine.status()["problems"]["redis"]
+    told = cluster.engine.status()["problems"]["redis/products_sink"]
     assert told == f"products_sink failed at {now:%H:%M:%S} UTC: cannot reach redis://:***@redis:6379/0"
     prefix = f"products_sink failed at {now:%H:%M:%S} UTC: "
     padding = "x" * (driver.LONGEST_PROBLEM - len(prefix) - len(" redis-sec"))
     event["info"] = {"sinkFail": {"sinkName": physical, "error": f"{padding} redis-secret"}}
-    assert "redis-sec" not in cluster.engine.status()["problems"]["redis"], "nor half of it, where the words are cut"
+    assert "redis-sec" not in cluster.engine.status()["problems"]["redis/products_sink"], (
+        "nor half of it, where the words are cut"
+    )
     event["timestamp"] = now - timedelta(minutes=5)
     assert cluster.engine.status()["problems"] == {}
 
@@ -560,6 +742,10 @@ def test_a_recovery_that_has_not_ended_is_a_problem(
     cluster.catalog.events = [happened("GLOBAL_RECOVERY_START", now)]
     assert cluster.engine.status()["problems"]["engine"] == f"the RisingWave is recovering since {now:%H:%M:%S} UTC"
     cluster.catalog.events += [happened("GLOBAL_RECOVERY_SUCCESS", now + timedelta(seconds=1))]
+    assert "engine" not in cluster.engine.status()["problems"]
+    cluster.catalog.events += [happened("DATABASE_RECOVERY_START", now + timedelta(seconds=2))]
+    assert "engine" in cluster.engine.status()["problems"], "of one database alone"
+    cluster.catalog.events += [happened("DATABASE_RECOVERY_SUCCESS", now + timedelta(seconds=3))]
     assert "engine" not in cluster.engine.status()["problems"]
 
 

@@ -2,18 +2,19 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import dagster as dg
 
 from recs_platform import repairs
-from recs_platform.audit import Audit, audit
+from recs_platform.audit import NOTHING, Audit, audit
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.stream import RESYNC
 from recs_platform.errors import RecsError
-from recs_platform.health import Finding, State
+from recs_platform.health import FRESHNESS_SECONDS, Finding, State
 from recs_platform.lineage import label
 from recs_platform.monitor import Report, look_and_remember
 from recs_platform.pipeline import Kind, Pipeline
@@ -24,6 +25,10 @@ VIEWS_EVERY, SINKS_EVERY = 30, 60  # seconds between looks
 AT_LEAST_EVERY = 900  # seconds between evaluations that say the same
 CRON = "*/30 * * * *"
 REDIS_ENGINE_SECONDS = 20.0
+MANY = 5_000  # messages that wait: Redis is written now and then only
+WRONG_KEPT = 50  # keys of a sink that are looked at again
+
+Keys = Mapping[str, Sequence[str]]
 
 
 @dg.definitions
@@ -79,8 +84,9 @@ def view_freshness(pipeline: Pipeline) -> dg.SensorDefinition:
         ours = [finding for finding in report.findings if finding.key[0] in pipeline.relations]
         before = _told(context.cursor)
         period = int(time.time() // AT_LEAST_EVERY)
-        due = [f for f in ours if before.get(f.key[0]) != f"{f.state} {period}"]
-        cursor = json.dumps({f.key[0]: f"{f.state} {period}" for f in ours})
+        now = {f.key[0]: f"{f.state} {label(f.blame)} {period}" for f in ours}
+        due = [f for f in ours if before.get(f.key[0]) != now[f.key[0]]]
+        cursor = json.dumps(now)
         return dg.SensorResult(
             asset_events=[dg.AssetCheckEvaluation(**_of_finding(finding)) for finding in due],
             skip_reason=summary(report),
@@ -96,7 +102,7 @@ def summary(report: Report) -> str:
     return "; ".join([report.counts, *causes])
 
 
-def _told(text: str | None) -> dict[str, str]:
+def _told(text: str | None) -> dict[str, Any]:
     try:
         found = json.loads(text or "{}")
         return found if isinstance(found, dict) else {}
@@ -138,10 +144,20 @@ def _evidence(finding: Finding) -> dict[str, dg.MetadataValue[Any]]:
 # -- sinks ------------------------------------------------------------------------------------------------------------
 
 
-def audited(platform: Platform, pipeline: Pipeline) -> list[Audit]:
-    """Raises `RecsError` where the engine or Redis does not answer."""
+def audited(platform: Platform, pipeline: Pipeline, again: Keys = NOTHING) -> list[Audit]:
+    """With keys that are looked at in any case. Rows are not compared while the engine is behind: what Redis lacks then is on
+    its way. Raises `RecsError` where the engine or Redis does not answer."""
+    url = platform.settings().require("redis_url")
     with platform.engine(REDIS_ENGINE_SECONDS) as engine:
-        return list(audit(engine, pipeline, platform.settings().require("redis_url")))
+        if _is_behind(engine.status()):
+            why = "the engine is behind, and what Redis lacks is on its way"
+            return [replace(found, not_compared=why) for found in audit(engine, pipeline, url, sample=0)]
+        return list(audit(engine, pipeline, url, again=again))
+
+
+def _is_behind(status: Mapping[str, Any]) -> bool:
+    waiting = [partition for partition in status["partitions"] if partition["lag"]]
+    return sum(p["lag"] for p in waiting) >= MANY or any(p["lag_seconds"] > FRESHNESS_SECONDS for p in waiting)
 
 
 def redis_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
@@ -176,22 +192,32 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
         """Evaluates the check `in_redis` when something changes, and every quarter of an hour. What is ill at two looks and
         can be mended starts one run of `resync_sinks`, where the settings allow it."""
         told, _, remembered = (context.cursor or "").partition("\n")
-        before = _told(told)
+        incidents_before, _, wrong_before = remembered.partition("\n")
+        before, wrong = _told(told), _wrong(wrong_before)
         period = int(time.time() // AT_LEAST_EVERY)
-        found = _audits(partial(audited, platform, pipeline), pipeline)
-        now = {a.sink: f"{'ill' if a.problem else 'well'} {period}" for a in found}
+        found = _audits(partial(audited, platform, pipeline, wrong), pipeline)
+        now = {a.sink: f"{a.kind} {period}" for a in found}
         due = [a for a in found if before.get(a.sink) != now[a.sink]]
         problems = dict.fromkeys(f"{a.sink}: {a.problem}" for a in found if a.problem)
-        mendable = [a.sink for a in found if a.can_be_mended] if _may_repair(platform) else []
-        incidents, to_mend = repairs.follow(repairs.load(remembered), mendable, time.time())
+        mendable = [a.sink for a in found if a.can_be_mended]
+        unseen = [a.sink for a in found if not a.is_known]
+        incidents, to_mend = repairs.follow(
+            repairs.load(incidents_before), mendable, time.time(), unseen, _may_repair(platform)
+        )
+        wrong = {s: wrong[s] for s in unseen if s in wrong} | {a.sink: a.wrong[:WRONG_KEPT] for a in found if a.wrong}
         return dg.SensorResult(
             asset_events=[dg.AssetCheckEvaluation(**_of_audit(a)) for a in due],
             run_requests=[_resync(to_mend, incidents)] if to_mend else [],
             skip_reason=None if to_mend else "; ".join(problems) or f"{len(found)} sinks are in Redis",
-            cursor=f"{json.dumps(now)}\n{repairs.dump(incidents)}",
+            cursor="\n".join((json.dumps(now), repairs.dump(incidents), json.dumps(wrong))),
         )
 
     return sensor
+
+
+def _wrong(text: str) -> dict[str, Sequence[str]]:
+    """Of each sink the keys that were wrong at the last look."""
+    return {sink: list(map(str, found)) for sink, found in _told(text).items() if isinstance(found, list)}
 
 
 def _may_repair(platform: Platform) -> bool:
@@ -224,7 +250,7 @@ def _of_audit(found: Audit) -> dict[str, Any]:
         "check_name": IN_REDIS,
         "passed": not found.problem,
         "severity": dg.AssetCheckSeverity.ERROR,
-        "description": found.problem or "its rows are in Redis",
+        "description": found.problem or found.not_compared or "its rows are in Redis",
         "metadata": {
             "looked_at": dg.MetadataValue.int(found.looked_at),
             "missing": dg.MetadataValue.int(len(found.missing)),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import dagster as dg
 
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.specs import reading_metadata
 from recs_platform.lineage import Key, Lineage
-from recs_platform.monitor import read_catalog, read_engine
+from recs_platform.monitor import read_all
 from recs_platform.pipeline import Pipeline
-from recs_platform.readings import Journal, try_all
+from recs_platform.readings import Journal
 from recs_platform.settings import Settings
 
 EVERY = 30  # seconds between looks
@@ -32,11 +30,11 @@ def observer(pipeline: Pipeline, known: list[Key]) -> dg.SensorDefinition:
     )
     def observe(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """Never fails for a part that is away: it observes the others and says in the tick which are."""
-        takers = (partial(take, platform.settings(), pipeline) for take in (read_engine, read_catalog))
-        readings, problems = try_all(*takers)
+        read = read_all(platform.settings(), pipeline)
+        problems = dict.fromkeys(filter(None, (read.engine_problem, read.catalog_problem)))
         journal = Journal.load(context.cursor)
-        due = journal.due(readings, known)
-        summary = f"{len(readings)} looked at, {len(due)} written down"
+        due = journal.due(read.readings, known)
+        summary = f"{len(read.readings)} looked at, {len(due)} written down"
         return dg.SensorResult(
             asset_events=[dg.AssetObservation(dg.AssetKey(r.key), metadata=reading_metadata(r)) for r in due],
             cursor=journal.dump(),

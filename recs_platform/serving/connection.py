@@ -28,12 +28,15 @@ def client(url: str, seconds: float, connect_seconds: float | None = None) -> re
 
 @contextmanager
 def connected(url: str, seconds: float = 5.0) -> Iterator[redis.Redis]:
-    """Decodes what it reads; waits so many seconds to connect, and for each reply.
+    """Decodes what it reads; waits so many seconds to connect, and for each reply. What goes wrong is as in `answering`."""
+    with answering(url), client(url, seconds) as connection:
+        yield connection
 
-    A Redis that does not answer, or refuses, is a `StoreUnavailable` that names it without its password.
-    """
+
+@contextmanager
+def answering(url: str) -> Iterator[None]:
+    """A Redis that does not answer in there, or refuses, is a `StoreUnavailable` that names it without its password."""
     try:
-        with client(url, seconds) as connection:
-            yield connection
+        yield
     except (redis.RedisError, OSError) as error:
         raise StoreUnavailable(f"Redis at {masked(url)}: {error}") from None

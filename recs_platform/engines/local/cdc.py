@@ -28,6 +28,14 @@ __all__ = ["CatalogBatch", "CatalogFeed", "CatalogTable", "TableChanges"]
 
 CONNECT_SECONDS = 5
 SLOT_SECONDS = 30
+LOCK_SECONDS = 10  # a migration may hold a table for longer; all else would wait with it
+WHILE_SILENT: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""After half a minute a server that has gone without a word is away."""
 SNAPSHOT_ROWS = 10_000
 REREAD_ROWS = 1_000
 # what PostgreSQL writes must not depend on how a server or a role is set up
@@ -41,6 +49,7 @@ REMEDIES = {
     "42704": "what is missing is created again at the next attempt, and the tables are read anew",
     "53400": "raise max_replication_slots, or drop a slot nobody uses",
     "55000": "the slot is given up and created again at the next attempt, and the tables are read anew",
+    "55P03": "a transaction holds the table: see pg_locks and pg_stat_activity",
     "55006": "another engine reads this slot: stop it, or give this one its own with RECS_REPLICATION_SLOT",
     "57014": "a transaction that is open in the database must end first: see pg_stat_activity",
 }
@@ -324,8 +333,9 @@ class CatalogFeed:
             self._url,
             autocommit=True,
             connect_timeout=CONNECT_SECONDS,
-            options=TEXT_FORMAT,
+            options=f"{TEXT_FORMAT} -c lock_timeout={LOCK_SECONDS}s",
             application_name="recs-platform",
+            **WHILE_SILENT,
         )
 
 

@@ -48,6 +48,7 @@ FAR_AHEAD = timedelta(days=1)  # of the log so much may be gone too early
 UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while a laptop sleeps
 BETWEEN_CATALOG_POLLS = 0.2
 BETWEEN_TRIMS = 60.0
+STANDS = 60.0  # seconds of one round from which on that is a problem
 RETRY_CATALOG = 1.0
 LEFT = "left"  # the fact that names the files somebody has gone back from, or deployed a part of
 
@@ -68,6 +69,7 @@ class Engine:
         self.building: dict[str, str] = {}  # physical name → how far
         self.lags: list[dict[str, Any]] = []
         self._newest: dict[str, datetime] = {}  # topic → when the newest message that is taken in was sent
+        self.doing, self._round_at = "starting", time.monotonic()
         self._requests: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._next = {"catalog": 0.0, "trim": 0.0, "lag": 0.0}
         self._clock_moved_at = datetime.fromtimestamp(0, UTC)
@@ -130,12 +132,15 @@ class Engine:
 
     def round(self) -> int:
         """Takes in what there is, ticks once and writes out; returns how many messages came in."""
+        self.doing, self._round_at = "taking in messages", time.monotonic()
         now = self._time_to_move_to()
         messages = self._waiting.take(
             self.intake.poll(WAIT_FOR_MESSAGES, self._tick_size.messages), is_dear=now is not None
         )
         taken_at = datetime.now(UTC)
         self._note_problem("kafka", messages.problem)
+        for topic in self.database.pipeline.topics:
+            self._note_problem(f"kafka/{topic}", messages.of_topics.get(topic))
         for reset in messages.resets:
             log.warning("topic %s partition %s began anew: %s", reset.topic, reset.partition, reset.reason)
         catalog = self._catalog()
@@ -219,7 +224,7 @@ class Engine:
 
     def _lag_seconds(self, lag: PartitionLag) -> float:
         """At most how old the oldest message is that is not taken in: it is no older than the newest that is."""
-        since = self._newest.get(lag.topic, self.meter.started)
+        since = min(self._newest.get(lag.topic, self.meter.started), self.clock())  # a producer's clock may be ahead
         return round(max(0.0, (self.clock() - since).total_seconds()), 1) if lag.lag else 0.0
 
     # -- the catalog ----------------------------------------------------------------------------------------------
@@ -270,6 +275,7 @@ class Engine:
             self.database.set_fact("lsn", "0")
         for table in self.feed.tables:
             if is_new or not self.database.is_read(self.database.pipeline[table.name]):
+                self.doing = f"reading {table.name} from PostgreSQL"
                 log.info("reading a snapshot of %s", table.name)
                 self.database.load_snapshot(table.name, self.feed.snapshot(table), self.clock())
         self._feed_ready = True
@@ -395,6 +401,18 @@ class Engine:
             log.warning("%s", problem)
             self.problems[part] = problem
 
+    @property
+    def slot(self) -> str | None:
+        """The replication slot it reads through."""
+        return self.settings.replication_slot if isinstance(self.feed, CatalogFeed) else None
+
+    def standstill(self) -> dict[str, str]:
+        """The problem of a loop that has been at one round for long, asked from another thread; {} where it gets on."""
+        seconds = time.monotonic() - self._round_at
+        if seconds < STANDS or self.building:
+            return {}
+        return {"engine": f"the engine has been {self.doing} for {seconds:.0f} s, and nothing else is done meanwhile"}
+
     def lag(self) -> int:
         return sum(int(x["lag"]) for x in self.lags)
 
@@ -421,7 +439,7 @@ def _has_read(ends: dict[tuple[str, int], int], messages: Intake) -> bool:
     """
     for lag in messages.lags:
         ends.setdefault((lag.topic, lag.partition), lag.end_offset)
-    is_over = messages.count < BUSY and not messages.problem
+    is_over = messages.count < BUSY and not messages.problem and not messages.of_topics
     return is_over and bool(ends) and all(lag.next_offset >= ends[lag.topic, lag.partition] for lag in messages.lags)
 
 

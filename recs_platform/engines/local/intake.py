@@ -86,7 +86,8 @@ class Intake:
     `tables`: for each topic with new messages payload (binary, null for a tombstone), kafka_key (binary),
     kafka_partition and kafka_offset (text), received_at (timestamp[us, UTC], the message's own timestamp).
     `positions`: where all partitions stand after it, to be kept together with the tables and the resets.
-    `lags`: how far each partition is behind. `problem`: why nothing, or not everything, could be read; None when all is well.
+    `lags`: how far each partition is behind. `problem`: why nothing could be read; None when all is well. `of_topics`: why
+    nothing, or little, could be read of some.
     """
 
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
@@ -94,6 +95,7 @@ class Intake:
     resets: tuple[TopicReset, ...] = ()
     lags: tuple[PartitionLag, ...] = ()
     problem: str | None = None
+    of_topics: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -120,7 +122,7 @@ class KafkaIntake:
         self._next_look = 0.0
         self._seen: dict[Partition, tuple[int, int]] = {}  # at the last look: offset and lag
         self._polls: list[int] = []  # since the last look: how many messages each poll brought
-        self._standstill: str | None = None
+        self._standstill: dict[str, str] = {}
 
     def seek(self, positions: Iterable[Position]) -> None:
         """Goes on from there. Partitions without a position are read from their start."""
@@ -134,19 +136,20 @@ class KafkaIntake:
         Never raises for what a broker does: while it is away, this returns nothing, with the problem, within seconds.
         """
         tables: dict[str, pa.Table] = {}
+        problem, of_topics = None, dict[str, str]()
         try:
             if self._reader is None:
                 self._reader = self._open()
             tables = self._read(self._reader, timeout, self.ahead if at_most is None else at_most)
             self._polls.append(sum(table.num_rows for table in tables.values()))
             self._look_for_standstill()
-            problem = self._missing() or self._standstill
+            of_topics = self._standstill | self._missing()
         except (KafkaException, KafkaError, OSError) as error:
             self._close_reader()
             why = describe(error) if isinstance(error, KafkaException) else str(error) or type(error).__name__
             problem = f"Kafka at {hosts(self.bootstrap_servers)}: {why}"
         resets, self._resets = tuple(self._resets), []
-        return Intake(tables, self._kept(), resets, tuple(self.lag()), problem)
+        return Intake(tables, self._kept(), resets, tuple(self.lag()), problem, of_topics)
 
     def lag(self) -> list[PartitionLag]:
         """The lag of every partition with a position; asks nobody. 0 until something was fetched."""
@@ -188,10 +191,8 @@ class KafkaIntake:
         before, self._seen = self._seen, {at: (self._positions[at].offset, self._lag(at)) for at in ends}
         stands = [at for at, now in self._seen.items() if at in before and _stands(before[at], now, in_drops)]
         slowest = self._fetch_wait_ms >= LONGEST_FETCH_WAIT_MS
-        where = ", ".join(f"{topic}/{partition}" for topic, partition in stands)
-        self._standstill = (
-            f"Kafka at {hosts(self.bootstrap_servers)} brings little of {where}" if stands and slowest else None
-        )
+        at = f"Kafka at {hosts(self.bootstrap_servers)}"
+        self._standstill = {t: f"{at} brings little of {t}/{n}" for t, n in stands} if slowest else {}
         if stands and not slowest:
             self._fetch_wait_ms = min(2 * self._fetch_wait_ms, LONGEST_FETCH_WAIT_MS)
             self._close_reader()
@@ -235,13 +236,10 @@ class KafkaIntake:
     def _kept(self) -> tuple[Position, ...]:
         return tuple(position for _, position in sorted(self._positions.items()))
 
-    def _missing(self) -> str | None:
-        missing = [topic for topic in self.topics if topic not in self._found]
-        if not missing:
-            return None
-        return (
-            f"Kafka at {hosts(self.bootstrap_servers)} has no topic {', '.join(missing)}: read as soon as it is created"
-        )
+    def _missing(self) -> dict[str, str]:
+        at = f"Kafka at {hosts(self.bootstrap_servers)}"
+        missing = (topic for topic in self.topics if topic not in self._found)
+        return {topic: f"{at} has no topic {topic}: read as soon as it is created" for topic in missing}
 
     def _close_reader(self) -> None:
         if self._reader is not None:

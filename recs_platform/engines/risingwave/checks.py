@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from recs_platform.errors import EngineError, PipelineError
 from recs_platform.pipeline import Relation
+from recs_platform.schema import CatalogColumn
 
 OLDEST = (2, 8)  # what the statements were run on
 NEWEST_POSTGRES = {(2, 8): 17, (3, 0): 18}  # RisingWave from → the newest PostgreSQL it reads changes of
@@ -16,6 +18,15 @@ LICENSED = {
     "resource groups": re.compile(r"resource_group", re.IGNORECASE),
 }
 """Feature → how it is recognised in a file. Secrets and automatic schema changes do not even parse here."""
+
+_FLOATS, _WHOLE = ("DOUBLE PRECISION", "DOUBLE", "REAL"), ("NUMERIC", "DECIMAL")
+NOT_COPIED = {
+    "numeric": (_FLOATS, "DECIMAL"),
+    "bigint": ((*_FLOATS, *_WHOLE), "BIGINT"),
+    "integer": ((*_FLOATS, *_WHOLE), "INTEGER"),
+    "smallint": ((*_FLOATS, *_WHOLE), "SMALLINT"),
+}
+"""A type of PostgreSQL → those it is not copied as though every value of it would fit, and one that it is."""
 
 _VERSION = re.compile(r"RisingWave-(\d+)\.(\d+)")
 
@@ -39,6 +50,19 @@ def check_postgres(risingwave: tuple[int, int], postgres: int) -> None:
             f"RisingWave {_dotted(risingwave)} reads changes of PostgreSQL up to {newest}, and the catalog is in {postgres}: "
             "use an older PostgreSQL or a newer RisingWave"
         )
+
+
+def check_types(relation: Relation, columns: Iterable[CatalogColumn]) -> None:
+    """Of a copy of a table. Raises `PipelineError` for a column that RisingWave would not copy into what is declared."""
+    declared = {column.name: column.type.upper() for column in relation.columns}
+    for column in columns:
+        refused, instead = NOT_COPIED.get(column.type, ((), ""))
+        if (wanted := declared.get(column.name)) in refused:
+            raise PipelineError(
+                f"RisingWave does not copy {column.name}, which is {column.type} in PostgreSQL, as {wanted}: declare it as "
+                f"{instead}, and cast it where it is read",
+                relation.path,
+            )
 
 
 def check_licence(relation: Relation) -> None:

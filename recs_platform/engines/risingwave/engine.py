@@ -8,11 +8,11 @@ passwords in clear text in its definitions and repeats them in errors: they are 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import psycopg
 import pyarrow as pa
@@ -34,8 +34,13 @@ from recs_platform.deployment import (
     taken_apart,
     with_public_names,
 )
-from recs_platform.engines.risingwave.checks import check_licence, check_postgres, risingwave_version
-from recs_platform.engines.risingwave.happenings import happenings
+from recs_platform.engines.risingwave.checks import (
+    check_licence,
+    check_postgres,
+    check_types,
+    risingwave_version,
+)
+from recs_platform.engines.risingwave.happenings import Happenings, happenings, in_words
 from recs_platform.engines.risingwave.lag import partitions
 from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
 from recs_platform.engines.risingwave.postgres import count_rows, drop_slot, major_version
@@ -48,12 +53,13 @@ from recs_platform.engines.risingwave.statements import (
     slot_name,
     statement,
 )
-from recs_platform.errors import EngineError, EngineUnavailable, QueryError
+from recs_platform.errors import EngineError, EngineUnavailable, QueryError, StoreUnavailable
 from recs_platform.kafka_address import hosts
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, Tell, make_plan
-from recs_platform.serving import keys
-from recs_platform.serving.connection import client
+from recs_platform.schema import read_columns
+from recs_platform.serving import keys, versions
+from recs_platform.serving.connection import answering, client
 from recs_platform.settings import Settings, masked
 from recs_platform.statements import parse
 from recs_platform.topics import describe, ensure_topics
@@ -74,6 +80,9 @@ CANNOT_FORGET = (
 )
 CONNECT_SECONDS = 5
 LONGEST_PROBLEM = 300  # characters
+AT_ONCE = 500  # keys of one question, rows of one statement
+
+T = TypeVar("T")
 
 _KINDS = {
     "materialized view": Kind.VIEW,
@@ -121,11 +130,12 @@ class RisingWaveEngine:
     # -- plan and apply -------------------------------------------------------------------------------------------
 
     def deployed(self) -> dict[str, str]:
-        return {name: version.fingerprint for name, version in self.deployment().live.items()}
+        """A sink that only its pointer in Redis is missing of counts: it is there, and writes."""
+        return {version.name: version.id.fingerprint for version in _standing(self.deployment())}
 
     def deployed_pipeline(self) -> Pipeline:
-        live = [version for version in self.deployment().versions if version.is_live]
-        return Pipeline.of_texts({version.name: with_public_names(version.definition) for version in live})
+        found = _standing(self.deployment())
+        return Pipeline.of_texts({version.name: with_public_names(version.definition) for version in found})
 
     def plan(self, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
         """What `apply` would do. Raises what `check` raises."""
@@ -134,7 +144,7 @@ class RisingWaveEngine:
     def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None, only: Collection[str] = ()) -> Plan:
         """Carries the plan out, telling how far each step is; nobody else can meanwhile."""
         pipeline = Pipeline.of(self.settings)
-        with locked(self._redis):
+        with self._answering(), locked(self._redis):
             plan = self._planned(pipeline, rebuild, only)
             Applier(self, self._redis, self.settings.grace_seconds, tell).apply(pipeline, plan)
             left = self._planned(pipeline) if only else Plan(())
@@ -155,7 +165,7 @@ class RisingWaveEngine:
 
     def roll_back(self, tell: Tell | None = None) -> Plan:
         """Lets readers go back to what was live before the last switch. Raises `EngineError` when that is gone."""
-        with locked(self._redis):
+        with self._answering(), locked(self._redis):
             return Applier(self, self._redis, self.settings.grace_seconds, tell).roll_back()
 
     def _planned(self, pipeline: Pipeline, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
@@ -163,7 +173,21 @@ class RisingWaveEngine:
         deployment = self.deployment()
         live = {name: version.fingerprint for name, version in deployment.live.items()}
         chosen = going_along(pipeline, live, only) if only else None
-        return make_plan(pipeline, deployment, self.capabilities, rebuild, chosen)
+        emptied = [name for name in self._emptied(deployment) if name in pipeline.relations]
+        lost = {name for name in emptied if chosen is None or name in chosen}.difference(rebuild)
+        plan = make_plan(pipeline, deployment, self.capabilities, {*rebuild, *lost}, chosen)
+        self._check_catalog(pipeline[name] for name in plan.creates)
+        why = "Redis has lost its keys"
+        return replace(plan, steps=tuple(replace(s, reason=why) if s.name in lost else s for s in plan.steps))
+
+    def _emptied(self, deployment: Deployment) -> list[str]:
+        """Sinks whose keys Redis has lost together with their pointers: a RisingWave never sends again what it has sent."""
+        with self._answering():
+            return [
+                sink.name
+                for sink in deployment.unread
+                if sink.redis_name and not any(versions.document_keys(self._redis, sink.redis_name, str(sink.id)))
+            ]
 
     # -- what is there --------------------------------------------------------------------------------------------
 
@@ -171,10 +195,19 @@ class RisingWaveEngine:
         """All versions, the oldest first.
 
         A sink is live where the pointer in Redis says so, a connection where something live reads it, all else where
-        the public view stands for it.
+        the public view stands for it. Raises `StoreUnavailable` where Redis does not answer.
         """
+        with self._answering():
+            return self._found(self.progress(), replacements(self._redis), self._pointed_to)
+
+    def _found(
+        self,
+        progress: Mapping[str, str],
+        replaced: Mapping[str, float],
+        pointed_to: Callable[[Iterable[Version]], set[str]],
+    ) -> Deployment:
         found = self._rows("SELECT id, name, relation_type, definition FROM rw_catalog.rw_relations ORDER BY id")
-        progress, replaced, published = self.progress(), replacements(self._redis), self._published(found)
+        published = self._published(found)
         known = [
             Version(
                 *parts,
@@ -186,7 +219,7 @@ class RisingWaveEngine:
             for row in found
             if row["relation_type"] in _KINDS and (parts := taken_apart(str(row["name"])))
         ]
-        live = set(physical_names(published).values()) | self._pointed_to(known)
+        live = set(physical_names(published).values()) | pointed_to(known)
         read = {physical for version in known if version.physical_name in live for physical in version.reads}
         return Deployment(
             tuple(replace(v, is_live=v.physical_name in (read if v.is_connection else live)) for v in known)
@@ -217,34 +250,44 @@ class RisingWaveEngine:
         `gone_back`: whether a version that the files want was replaced, or only a part of them is deployed by choice.
 
         `partitions`: how far each partition of the events' topics is read, from the views that are there for it.
-        `problems`: what keeps it from reading or writing just now.
+        `problems`: what keeps it from reading or writing just now. A part that cannot be asked is one, and the others are told.
         """
-        deployment = self.deployment()
+        problems = dict[str, str]()
+        progress = self._asked(problems, "progress", self.progress, dict[str, str]())
+        try:
+            with self._answering():
+                deployment = self._found(progress, replacements(self._redis), self._pointed_to)
+                left = self._redis.get(keys.LEFT)
+        except StoreUnavailable as error:
+            deployment, left = self._found(progress, {}, lambda _: set()), None
+            problems["redis"] = str(error)
         relations = [
             {"name": v.name, "kind": v.kind, "fingerprint": v.id.fingerprint, "rows": None}
-            for v in deployment.versions
-            if v.is_live
+            for v in _standing(deployment)
         ]
         building = {v.physical_name: v.progress for v in deployment.versions if not v.is_whole}
         files = Pipeline.of(self.settings)
         wanted = {r.name: r.fingerprint for r in files}
-        gone_back = self._redis.get(keys.LEFT) == files.digest or any(
+        gone_back = left == files.digest or any(
             v.replaced_at is not None and not v.is_live and wanted.get(v.name) == v.id.fingerprint
             for v in deployment.versions
             if v.name not in deployment.live or deployment.live[v.name].fingerprint != v.id.fingerprint
         )
-        found, problems = list[dict[str, Any]](), dict[str, str]()
+        kafka, live = self.settings.require("kafka_bootstrap_servers"), deployment.live
+        found = list[dict[str, Any]]()
         try:
-            found = partitions(files, deployment.live, self.settings.require("kafka_bootstrap_servers"), self._rows)
+            found = self._asked(problems, "partitions", lambda: partitions(files, live, kafka, self._rows), found)
         except KafkaException as error:
-            problems["kafka"] = f"Kafka at {hosts(self.settings.kafka_bootstrap_servers)}: {describe(error)}"
-        seen = happenings(deployment, self._rows)
-        if seen.failing_sink:
+            problems["kafka"] = f"Kafka at {hosts(kafka)}: {describe(error)}"
+        seen = self._asked(problems, "events", lambda: happenings(deployment, self._rows), Happenings())
+        for sink, words in seen.failing_sinks.items():
             # masked before it is cut, or half a password would be left
-            problems["redis"] = self._masked(seen.failing_sink)[:LONGEST_PROBLEM]
+            problems[f"redis/{sink}"] = self._masked(words)[:LONGEST_PROBLEM]
         if seen.recovering_since:
             problems["engine"] = f"the RisingWave is recovering since {seen.recovering_since:%H:%M:%S} UTC"
+        prefix = self.settings.replication_slot
         return {
+            "slot": next((slot_name(prefix, v.id) for v in deployment.versions if v.is_connection and v.is_live), None),
             "barrier_seconds": seen.barrier_seconds,
             "relations": relations,
             "building": building,
@@ -252,6 +295,17 @@ class RisingWaveEngine:
             "problems": problems,
             "gone_back": gone_back,
         }
+
+    @staticmethod
+    def _asked(problems: dict[str, str], part: str, ask: Callable[[], T], otherwise: T) -> T:
+        """What was asked for, or else a problem. Raises `EngineUnavailable`: then nothing else can be asked, either."""
+        try:
+            return ask()
+        except EngineUnavailable:
+            raise
+        except EngineError as error:
+            problems[part] = str(error)[:LONGEST_PROBLEM]
+            return otherwise
 
     def progress(self) -> dict[str, str]:
         """Physical name → the engine's word on how far its build is, of all that are under way."""
@@ -262,8 +316,9 @@ class RisingWaveEngine:
         return found
 
     def parameters(self) -> dict[str, str]:
-        """The cluster's system parameters."""
-        return {str(row["Name"]): str(row["Value"]) for row in self._rows("SHOW PARAMETERS")}
+        """The cluster's system parameters, by whichever name it heads the columns with."""
+        found = [list(row.values()) for row in self._rows("SHOW PARAMETERS")]
+        return {str(name): str(value) for name, value, *_ in found}
 
     def sink_keys(self, sink: Relation, targets: Mapping[str, VersionId]) -> pa.Table:
         """The keys a sink's query gives now: the column `key`."""
@@ -271,19 +326,26 @@ class RisingWaveEngine:
 
     def rows_of(self, sink: Relation, targets: Mapping[str, VersionId], among: Sequence[str]) -> pa.Table:
         """Those of these keys that a sink's query gives now, with all its columns."""
-        return self.query(f"SELECT * FROM ({query_of(sink, targets)}) AS documents WHERE key = ANY($1)", [list(among)])
+        return self._among(f"SELECT * FROM ({query_of(sink, targets)}) AS documents", among)
+
+    def _among(self, documents: str, chosen: Sequence[str]) -> pa.Table:
+        """Those rows of a question whose `key` is among these."""
+        found = []
+        for at in range(0, max(1, len(chosen)), AT_ONCE):
+            some = [*chosen[at : at + AT_ONCE]] or [""]
+            marks = ", ".join(f"${i}" for i in range(1, len(some) + 1))
+            found.append(self.query(f"{documents} WHERE key IN ({marks})", some))
+        return pa.concat_tables([table for table in found if table.num_rows] or found[:1], promote_options="permissive")
 
     def sink_rows(self, sink: str, count: int | None = None, among: Sequence[str] | None = None) -> pa.Table:
         """See `StreamEngine.sink_rows`; some are the first that its query gives."""
-        deployment = self.deployment()
-        live = deployment.live.get(sink)
-        version = deployment.get(sink, live) if live else None
+        version = next((v for v in _standing(self.deployment()) if v.name == sink), None)
         if version is None:
             raise EngineError(f"{sink} is not deployed")
         query = parse(Path(f"{version.physical_name}.sql"), version.definition).query_renamed({})
         documents = f"SELECT * FROM ({query}) AS documents"
         if among is not None:
-            return self.query(f"{documents} WHERE key = ANY($1)", [list(among)])
+            return self._among(documents, among)
         return self.query(documents + (f" LIMIT {int(count)}" if count is not None else ""))
 
     def forget(self, user_id: int) -> None:
@@ -293,20 +355,33 @@ class RisingWaveEngine:
     def failure(self, physical: str) -> str:
         """Why a build came to nothing, in the engine's words."""
         events = self._rows(
-            "SELECT info FROM rw_catalog.rw_event_logs WHERE event_type = 'CREATE_STREAM_JOB_FAIL' ORDER BY timestamp DESC"
+            "SELECT info FROM rw_catalog.rw_event_logs WHERE event_type = 'CREATE_STREAM_JOB_FAIL' "
+            'ORDER BY "timestamp" DESC'
         )
-        about = (self._masked(row["info"]) for row in events if physical in str(row["info"]))
+        about = (self._masked(in_words(row["info"])) for row in events if physical in str(row["info"]))
         return next(about, "RisingWave does not say why; its log does")
 
     # -- what is changed ------------------------------------------------------------------------------------------
 
     def check(self, pipeline: Pipeline) -> None:
         """Says what RisingWave would refuse or do wrong, before any statement. Raises `EngineError` or `PipelineError`."""
-        version = risingwave_version(str(self._rows("SELECT version() AS version")[0]["version"]))
-        if any(r.connector == "postgres-cdc" for r in pipeline):
-            check_postgres(version, major_version(self.settings.require("postgres_url")))
+        self._version()
         for relation in pipeline:
             check_licence(relation)
+
+    def _version(self) -> tuple[int, int]:
+        return risingwave_version(str(self._rows("SELECT version() AS version")[0]["version"]))
+
+    def _check_catalog(self, created: Iterable[Relation]) -> None:
+        """Asks PostgreSQL only where it is to be read from anew: what is there goes on without it."""
+        copied = [r for r in created if r.connector == "postgres-cdc" or "table" in r.options]
+        if not copied:
+            return
+        url = self.settings.require("postgres_url")
+        check_postgres(self._version(), major_version(url))
+        columns = read_columns(url, {r.options["table"] for r in copied if "table" in r.options})
+        for relation in copied:
+            check_types(relation, columns.get(relation.options.get("table", ""), ()))
 
     def prepare(self, pipeline: Pipeline) -> None:
         """Creates topics and catalog tables that are missing, and sets how often the cluster makes changes visible."""
@@ -347,11 +422,15 @@ class RisingWaveEngine:
         wanted = typed_rows(find_file(self.settings.catalog_dir, relation.name), relation.columns, relation.key)
         gone, changed = differences(relation.key, self._rows(f"SELECT {columns} FROM {physical}"), wanted)
         same = " AND ".join(f"{column} = %s" for column in relation.key)
-        marks = ", ".join(["%s"] * len(relation.columns))
+        marks = f"({', '.join(['%s'] * len(relation.columns))})"
         with self._translated(EngineError), self._connection.cursor() as cursor:
-            cursor.executemany(f"DELETE FROM {physical} WHERE {same}".encode(), gone)
-            # a row whose key is there already takes its place
-            cursor.executemany(f"INSERT INTO {physical} ({columns}) VALUES ({marks})".encode(), changed)
+            for key in gone:
+                cursor.execute(f"DELETE FROM {physical} WHERE {same}".encode(), key)
+            for at in range(0, len(changed), AT_ONCE):
+                some = changed[at : at + AT_ONCE]
+                # a row whose key is there already takes its place
+                insert = f"INSERT INTO {physical} ({columns}) VALUES {', '.join([marks] * len(some))}"
+                cursor.execute(insert.encode(), [value for row in some for value in row])
             cursor.execute(b"FLUSH")
 
     def publish(self, name: str, version: VersionId) -> None:
@@ -402,6 +481,14 @@ class RisingWaveEngine:
 
     def _masked(self, text: object) -> str:
         return without_secrets(str(text), self._secrets)
+
+    def _answering(self) -> AbstractContextManager[None]:
+        return answering(self.settings.redis_url)
+
+
+def _standing(deployment: Deployment) -> list[Version]:
+    """What is live, and the sinks that would be if Redis still had their pointers."""
+    return [*(version for version in deployment.versions if version.is_live), *deployment.unread]
 
 
 def _plain(value: object) -> object:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,9 +11,11 @@ from recs_platform.deployment import Deployment
 from recs_platform.pipeline import Kind
 
 NEWS = timedelta(minutes=2)  # for which a sink that failed counts as failing: it tries again after about a minute
+RECOVERIES = ("GLOBAL_RECOVERY", "DATABASE_RECOVERY")  # of all, and of one database where the licence allows that
 QUERY = (
-    "SELECT event_type, info, timestamp FROM rw_catalog.rw_event_logs WHERE event_type IN "
-    "('SINK_FAIL', 'BARRIER_COMPLETE', 'GLOBAL_RECOVERY_START', 'GLOBAL_RECOVERY_SUCCESS') ORDER BY timestamp DESC"
+    'SELECT event_type, info, "timestamp" FROM rw_catalog.rw_event_logs WHERE event_type IN '
+    "('SINK_FAIL', 'BARRIER_COMPLETE', 'GLOBAL_RECOVERY_START', 'GLOBAL_RECOVERY_SUCCESS', 'DATABASE_RECOVERY_START', "
+    "'DATABASE_RECOVERY_SUCCESS') ORDER BY \"timestamp\" DESC"
 )
 """The newest first; it keeps ten of each type."""
 
@@ -22,11 +24,11 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class Happenings:
-    """`failing_sink`: the newest failure of a live sink, while it is news; may hold secrets. `barrier_seconds`: how long the
-    slowest of the last barriers took, None where none is news. `recovering_since`: of a recovery that has not ended.
+    """`failing_sinks`: the newest failure of each live sink, while it is news; may hold secrets. `barrier_seconds`: how long
+    the slowest of the last barriers took, None where none is news. `recovering_since`: of a recovery that has not ended.
     """
 
-    failing_sink: str | None = None
+    failing_sinks: Mapping[str, str] = field(default_factory=dict)
     barrier_seconds: float | None = None
     recovering_since: datetime | None = None
 
@@ -35,17 +37,19 @@ def happenings(deployment: Deployment, rows: Callable[[str], list[Event]]) -> Ha
     """`rows` asks the engine."""
     events = rows(QUERY)
     news = [event for event in events if datetime.now(UTC) - event["timestamp"] < NEWS]
-    return Happenings(_failing_sink(deployment, news), _barrier_seconds(news), _recovering_since(events))
+    return Happenings(_failing_sinks(deployment, news), _barrier_seconds(news), _recovering_since(events))
 
 
-def _failing_sink(deployment: Deployment, news: Sequence[Event]) -> str | None:
-    live = {v.physical_name: v.name for v in deployment.versions if v.kind == Kind.SINK and v.is_live}
+def _failing_sinks(deployment: Deployment, news: Sequence[Event]) -> dict[str, str]:
+    """A sink whose pointer Redis has lost, or does not tell, is one that fails, too."""
+    there = [v for v in deployment.versions if v.kind == Kind.SINK and v.is_live] + deployment.unread
+    found = dict[str, str]()
     for event in _of("SINK_FAIL", news):
-        name = next((live[physical] for physical in live if physical in str(event["info"])), None)
-        if name:
-            error = _told(event).get("error", event["info"])
-            return f"{name} failed at {event['timestamp']:%H:%M:%S} UTC: {error}"
-    return None
+        name = next((v.name for v in there if v.physical_name in str(event["info"])), None)
+        if name and name not in found:
+            error = _told(event).get("error") or in_words(event["info"])
+            found[name] = f"{name} failed at {event['timestamp']:%H:%M:%S} UTC: {error}"
+    return found
 
 
 def _barrier_seconds(news: Sequence[Event]) -> float | None:
@@ -54,13 +58,26 @@ def _barrier_seconds(news: Sequence[Event]) -> float | None:
 
 
 def _recovering_since(events: Sequence[Event]) -> datetime | None:
-    started = next((event["timestamp"] for event in _of("GLOBAL_RECOVERY_START", events)), None)
-    ended = next((event["timestamp"] for event in _of("GLOBAL_RECOVERY_SUCCESS", events)), None)
-    return started if started and (ended is None or ended < started) else None
+    """One of a database ends with the next of all, too."""
+    of_all = next((event["timestamp"] for event in _of("GLOBAL_RECOVERY_SUCCESS", events)), None)
+    under_way = []
+    for kind in RECOVERIES:
+        started = next((event["timestamp"] for event in _of(f"{kind}_START", events)), None)
+        ends = [of_all, next((event["timestamp"] for event in _of(f"{kind}_SUCCESS", events)), None)]
+        if started and all(ended is None or ended < started for ended in ends):
+            under_way.append(started)
+    return min(under_way, default=None)
 
 
 def _of(kind: str, events: Sequence[Event]) -> list[Event]:
     return [event for event in events if event["event_type"] == kind]
+
+
+def in_words(info: object) -> str:
+    """What an event tells, as text in which secrets are still quoted as they were."""
+    if isinstance(info, Mapping):
+        return ", ".join(f"{name}: {in_words(value)}" for name, value in info.items())
+    return str(info)
 
 
 def _told(event: Event) -> dict[str, Any]:

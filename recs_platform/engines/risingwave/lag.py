@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
+from confluent_kafka import Message
+
 from recs_platform.errors import SourceError
 from recs_platform.pipeline import Pipeline
 from recs_platform.topic_reader import Span, read
@@ -47,19 +49,25 @@ def _messages(kafka: str, place: tuple[str, int], first: int, end: int) -> int:
     """
     topic, partition = place
     found = read(kafka, topic, {partition: Span(first, end)}, READ_SECONDS, quiet_seconds=0.0)
-    return sum((message.offset() or 0) < end for message in found)
+    return sum((message.offset() or 0) < end and _is_read(message) for message in found)
+
+
+def _is_read(message: Message) -> bool:
+    """A tombstone without a key never reaches a source's rows."""
+    return message.value() is not None or message.key() is not None
 
 
 def _partition(
     kafka: str, place: tuple[str, int], row: Mapping[str, Any] | None, start: int, end: int
 ) -> dict[str, Any]:
-    following = row["last_offset"] + 1 if row else start
-    lag = max(0, end - following)
-    if row and 0 < lag <= FEW and datetime.now(UTC) - row["newest"] > STILL:
+    last, newest = (row["last_offset"], row["newest"]) if row else (None, None)
+    following = last + 1 if last is not None else start
+    lag, now = max(0, end - following), datetime.now(UTC)
+    if 0 < lag <= FEW and (newest is None or not timedelta(0) <= now - newest <= STILL):
         with suppress(SourceError):
             lag = _messages(kafka, place, following, end)
             end = following + lag
-    waits = (datetime.now(UTC) - row["newest"]).total_seconds() if row and lag else 0.0
+    waits = (now - newest).total_seconds() if newest and lag else 0.0
     return {
         "topic": place[0],
         "partition": place[1],
