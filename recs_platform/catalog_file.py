@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from recs_platform.columns import Column
 from recs_platform.errors import SourceError
+from recs_platform.foreign_json import parsed
 from recs_platform.tabular import open_text, rows
 
 COLUMNS = ("product_id", "name", "category", "price", "description", "image_url", "in_stock")
@@ -154,7 +155,7 @@ def _json_lines(path: Path, text: TextIO) -> tuple[list[str], Iterable[Record]]:
 
 def _record(path: Path, number: int, line: str) -> dict[str, str]:
     try:
-        found = json.loads(line, parse_float=str, parse_int=str)
+        found = parsed(line, parse_float=str, parse_int=str)
     except ValueError as error:
         raise SourceError(f"{path}:{number}: not JSON: {error}") from None
     if not isinstance(found, dict):

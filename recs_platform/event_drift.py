@@ -6,13 +6,13 @@ one event type, before or although they are dead letters. What is usual is learn
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice
 
+from recs_platform.foreign_json import parsed
 from recs_platform.lineage import Lineage, topic_key
 from recs_platform.pipeline import Pipeline
 from recs_platform.topic_reader import read, spans
@@ -99,8 +99,8 @@ def profile(payloads: Iterable[bytes]) -> Profile:
 def _objects(payloads: Iterable[bytes]) -> Iterator[dict[str, object]]:
     for payload in payloads:
         try:
-            found = json.loads(payload)
-        except ValueError:  # not JSON, not UTF-8: a dead letter, counted as one
+            found = parsed(payload)
+        except ValueError:  # not JSON, not UTF-8, nested too deeply: a dead letter, counted as one
             continue
         if isinstance(found, dict):
             yield found

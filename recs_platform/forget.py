@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from recs_platform.catalog import connected
 from recs_platform.engines import connect
 from recs_platform.engines.base import StreamEngine
 from recs_platform.engines.local.forgetting import PLACES, USER, owner_of
+from recs_platform.foreign_json import parsed
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.schema import copies
 from recs_platform.serving import keys
@@ -89,7 +89,7 @@ def _in_kafka(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
 
 def _is_of(payload: Any, user: int) -> bool:
     try:
-        body = json.loads(payload or b"")
+        body = parsed(payload or b"")
         named = next((named for place in PLACES if (named := _at(body, place)) is not None), None)
         return named is not None and not isinstance(named, bool) and int(named) == user
     except (ValueError, TypeError, OverflowError):

@@ -23,6 +23,7 @@ from recs_platform.dead_letters import Choice, DeadLetter, Origin, letters, orig
 from recs_platform.engines.base import StreamEngine
 from recs_platform.errors import EngineError
 from recs_platform.events import EventProducer
+from recs_platform.foreign_json import parsed
 from recs_platform.judging import Judge
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings
@@ -77,13 +78,16 @@ class Fix:
         """The one value it gives, as JSON. What is not JSON goes in as text. Raises `ValueError`."""
         text = (payload or b"").decode()  # UnicodeDecodeError is a ValueError
         try:
-            value = json.loads(text)
+            value = parsed(text)
         except ValueError:
             value = text
-        results = self._program.input_value(value).all()
-        if len(results) != 1:
-            raise ValueError(f"it gives {len(results)} values")
-        return json.dumps(results[0], separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        try:
+            results = self._program.input_value(value).all()
+            if len(results) != 1:
+                raise ValueError(f"it gives {len(results)} values")
+            return json.dumps(results[0], separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        except RecursionError:
+            raise ValueError("what it gives is nested too deeply") from None
 
 
 def resend(

@@ -104,6 +104,7 @@ def test_json_lines_and_gzip_are_read_as_they_are_whatever_the_name(postgres_url
         ("product_id,name,in_stock\np1,Tea,maybe\n", ":2: in_stock: 'maybe' is neither true nor false"),
         ("product_id,name\np1,T\0ea\n", ":2: name: holds a NUL character"),
         ('{"product_id": "p1", "name": "Tea"}\n{"product_id"\n', ":2: not JSON"),
+        ('{"product_id": "p1", "name": "Tea"}\n' + "[" * 2_000, ":2: not JSON: it is nested too deeply"),
         ('{"product_id": "p1", "name": "Tea"}\n[1]\n', ":2: a JSON object is wanted, not [1]"),
         ('{"product_id": "p1", "name": ["Tea"]}\n', ":1: name: a single value is wanted"),
         ('{"product_id": "p1", "name": "Tea"}\n{"name": "Lamp"}\n', ":2: product_id: must not be empty"),

@@ -233,6 +233,7 @@ def test_nothing_is_kept_in_postgresql_by_a_dry_run(shop: Shop, engine: StreamEn
     [
         (".a", b'{"a": {"b": "\xc3\xa9"}}', '{"b":"é"}'.encode()),
         ('{text: .}', b"plain", b'{"text":"plain"}'),
+        ("length | {a: .}", b"[" * 2_000, b'{"a":2000}'),
         ('split("|") | {a: .[0]}', b"x|y", b'{"a":"x"}'),
     ],
 )  # fmt: skip
@@ -245,6 +246,7 @@ def test_a_fix(program: str, payload: bytes, result: bytes) -> None:
     [
         (".[]", b"[1, 2]", "it gives 2 values"), ("empty", b"1", "it gives 0 values"), (".a", b'"text"', "Cannot index"),
         (".", b"\xff", "utf-8"),
+        ("fromjson", json.dumps("[" * 3_000 + "]" * 3_000).encode(), "nested too deeply"),
     ],
 )  # fmt: skip
 def test_a_fix_that_fails(program: str, payload: bytes, message: str) -> None:

@@ -163,6 +163,10 @@ def test_whose_a_message_is(message: object, names: bool) -> None:
     assert (found == 7) is names, "the engine says the same"
 
 
+def test_a_message_nested_too_deeply_is_nobodys() -> None:
+    assert _is_of_user(b"[" * 2_000, 7) is False
+
+
 def test_an_engine_that_cannot_says_why_and_nothing_is_deleted(shop: tuple[Shop, Settings]) -> None:
     floor, settings = shop
     elsewhere = replace(settings, engine="risingwave", risingwave_url="postgresql://root@127.0.0.1:1/dev")

@@ -77,7 +77,8 @@ def test_text_to_time(
 @pytest.mark.parametrize(
     ("payload", "is_object"),
     [(b'{"a": 1}', True), (b"{}", True), (b"[1]", False), (b'"x"', False), (b"null", False), (b"", None), (b"not json", None),
-     (b'{"a": NaN}', None), (b'{"a": 1,}', None), (b"\xff\xfe{", None), (b'{"a": 1e400}', None), (b'{"a": "\\ud800"}', None)],
+     (b'{"a": NaN}', None), (b'{"a": 1,}', None), (b"\xff\xfe{", None), (b'{"a": 1e400}', None), (b'{"a": "\\ud800"}', None),
+     (b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}", None), (b"[" * 2_000, None)],
 )  # fmt: skip
 def test_what_is_a_json_object(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path, payload: bytes, is_object: bool | None

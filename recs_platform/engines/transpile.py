@@ -149,10 +149,10 @@ def _canonical_json(texts: pa.Array) -> pa.Array:
 
 
 def _canonical(text: str | None) -> str | None:
-    """The JSON written anew, or NULL where a strict parser refuses it."""
+    """The JSON written anew, or NULL where a strict parser refuses it, or nothing so deeply nested can be written."""
     try:
         return None if text is None else orjson.dumps(orjson.loads(text)).decode()
-    except ValueError:
+    except (ValueError, TypeError):  # a TypeError is nested more than 254 times: it must not stop the tick
         return None
 
 
