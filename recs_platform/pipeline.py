@@ -144,10 +144,10 @@ class Pipeline:
         engine alone.
 
         Raises `PipelineError` with file and line: SQL that does not parse, a name that is not the file's stem,
-        one name in two files, a missing upstream or column, a cycle, an unknown `${variable}`.
+        one name in two files, a file that is no text, a missing upstream or column, a cycle, an unknown `${variable}`.
         Files that read as they did at the last time give the same pipeline again, at once.
         """
-        files = tuple((path, path.read_text(encoding="utf-8")) for path in _paths(sql_dir, catalog, engine))
+        files = tuple((path, _text(path)) for path in _paths(sql_dir, catalog, engine))
         if not files:
             raise PipelineError(f"no *.sql files below {sql_dir}")
         return _built(files)
@@ -246,6 +246,15 @@ def _paths(sql_dir: Path, catalog: str, engine: str) -> list[Path]:
         there = ", ".join(sorted(path.name for path in catalogs.iterdir() if path.is_dir()))
         raise PipelineError(f"RECS_CATALOG={catalog}: no directory {catalogs / catalog}; there are {there}")
     return [path for path in sorted(sql_dir.rglob("*.sql")) if _is_for(path.relative_to(sql_dir), catalog, engine)]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise PipelineError("not UTF-8 text", path) from None
+    except OSError as error:
+        raise PipelineError(f"cannot be read: {error.strerror}", path) from None
 
 
 def _is_for(path: Path, catalog: str, engine: str) -> bool:

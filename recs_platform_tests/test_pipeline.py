@@ -84,6 +84,16 @@ def test_a_catalog_from_nowhere_is_refused() -> None:
         Pipeline.load(default_sql_dir(), "mysql")
 
 
+def test_a_file_that_cannot_be_read_as_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.sql").write_bytes("-- für".encode("latin-1"))
+    with pytest.raises(PipelineError, match=r"latin\.sql:1: not UTF-8 text"):
+        Pipeline.load(tmp_path)
+    (tmp_path / "latin.sql").unlink()
+    (tmp_path / "gone.sql").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(PipelineError, match=r"gone\.sql:1: cannot be read: No such file"):
+        Pipeline.load(tmp_path)
+
+
 def test_files_that_read_the_same_are_read_once(tmp_path: Path) -> None:
     first = load(tmp_path, clicks=SOURCE)
     assert Pipeline.load(tmp_path) is first
