@@ -1,20 +1,24 @@
 """A report in Prometheus' words.
 
 Every number of a reading is a gauge `recs_<number>{box="…"}`, milliseconds as seconds; every counter a counter. What
-was judged is `recs_well` (1 or 0), `recs_state` with the state as a label, and since when it is.
+was judged is `recs_well` (1 or 0), `recs_state` with the state as a label, and since when it is. Where nothing could be
+looked at, `recs_look_failed` is 1 and alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from recs_platform.errors import RecsError
 from recs_platform.lineage import Key, label
 from recs_platform.monitor import Report
 
 HELP: Mapping[str, str] = {
+    "look_failed": "1 where nothing could be looked at, for a setting or a file of sql/ is wrong; 0 otherwise",
     "lag_messages": "Messages that were sent and are not taken in",
     "lag_seconds": "At most how old the oldest message is that is not taken in",
     "dead_letters": "Messages of the last five minutes that could not be used",
@@ -45,7 +49,12 @@ class Health(Collector):
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
-        yield from families(self._report())
+        """Never raises for a look that fails: what the other collectors have would be gone with it."""
+        found = list[Metric]()
+        with suppress(RecsError):
+            found = list(families(self._report()))
+        yield GaugeMetricFamily("recs_look_failed", HELP["look_failed"], float(not found))
+        yield from found
 
 
 def families(report: Report) -> Iterator[Metric]:

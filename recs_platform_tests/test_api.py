@@ -27,6 +27,7 @@ from recs_platform.settings import Settings
 from recs_platform.stack.process import wait_until
 from recs_platform.stack.service import free_port
 from recs_platform_tests.filled_redis import Shop
+from recs_platform_tests.sql_copies import sql_copy
 
 RUNNING = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 
@@ -216,6 +217,21 @@ def test_prometheus_gets_every_number_in_base_units(settings: Settings) -> None:
     assert found['recs_state_since_seconds{box="kafka/user_activity"}'] == 940
     assert found['recs_api_requests_total{path="/recommendations/{user_id}",status="400"}'] == 1
     assert found['recs_api_request_seconds_count{path="/recommendations/{user_id}"}'] == 1
+
+
+def test_a_broken_file_of_the_pipeline_costs_prometheus_the_boxes_and_not_the_requests(
+    settings: Settings, tmp_path: Path
+) -> None:
+    sql_dir = sql_copy(tmp_path / "sql")
+    watch = Watch(lambda: replace(settings, state_dir=tmp_path / "state", sql_dir=sql_dir), lambda: 0.0)
+    with TestClient(Api(settings, watch).application()) as client:
+        client.get("/recommendations/abc")
+        assert samples(client.get("/metrics").text)["recs_look_failed{}"] == 0
+        (sql_dir / "products_sink.sql").write_text("CREATE SINK")
+        assert client.get("/healthz").status_code == 503
+        found = samples(client.get("/metrics").text)
+    assert found["recs_look_failed{}"] == 1
+    assert found['recs_api_requests_total{path="/recommendations/{user_id}",status="400"}'] == 1
 
 
 def samples(text: str) -> dict[str, float]:
