@@ -25,6 +25,7 @@ from recs_platform.watchers import Watcher, ask
 from recs_platform.whole_file import keep_whole
 
 ENGINE_SECONDS = 10.0
+WATCH_SECONDS = 5.0  # that a watch waits for the engine: whoever scrapes it must have its answer within fifteen
 WATCHERS_EVERY = 30.0  # seconds between two questions to Dagster
 AT_MOST_EVERY = 5.0  # seconds between looks of one watch
 REMEMBERED = "health.json"
@@ -80,11 +81,11 @@ class Read:
     catalog_problem: str = ""
 
 
-def read_all(settings: Settings, pipeline: Pipeline) -> Read:
-    """Never raises for a part that is away."""
+def read_all(settings: Settings, pipeline: Pipeline, patience: float = ENGINE_SECONDS) -> Read:
+    """Waits for the engine at most `patience` seconds. Never raises for a part that is away."""
     read = Read()
     try:
-        read.status, read.readings = _engine(settings, pipeline)
+        read.status, read.readings = _engine(settings, pipeline, patience)
         read.engine_problem = read.status["problems"].get("engine", "")
     except RecsError as error:
         read.engine_problem = str(error)
@@ -95,9 +96,12 @@ def read_all(settings: Settings, pipeline: Pipeline) -> Read:
     return read
 
 
-def look(settings: Settings, pipeline: Pipeline, memory: Memory) -> tuple[Report, dict[Key, Seen]]:
-    """Takes readings of what answers and judges them. Never raises for a part that is away: that is a finding."""
-    read = read_all(settings, pipeline)
+def look(
+    settings: Settings, pipeline: Pipeline, memory: Memory, patience: float = ENGINE_SECONDS
+) -> tuple[Report, dict[Key, Seen]]:
+    """Takes readings of what answers, the engine within `patience` seconds, and judges them. Never raises for a part that is
+    away: that is a finding."""
+    read = read_all(settings, pipeline, patience)
     status, readings, away = read.status, read.readings, read.engine_problem
     if read.catalog_problem:
         readings += [Reading(key, state={"problem": read.catalog_problem}) for key in _catalog_keys(pipeline)]
@@ -126,18 +130,18 @@ def _with_loss(finding: Finding, flights: Sequence[canary.Flight], is_well: bool
     return Finding(finding.key, State.BROKEN, lost[0].lost_since, words, next_step, finding.key)
 
 
-def look_and_remember(settings: Settings, pipeline: Pipeline) -> Report:
+def look_and_remember(settings: Settings, pipeline: Pipeline, patience: float = ENGINE_SECONDS) -> Report:
     """With what was known to whoever looked last, in whichever process: kept in the state directory, as far as that can be
     written."""
     path = settings.state_dir / REMEMBERED
-    report, memory = look(settings, pipeline, load_memory(_text(path)))
+    report, memory = look(settings, pipeline, load_memory(_text(path)), patience)
     keep_whole(path, dump_memory(memory))
     return report
 
 
-def _engine(settings: Settings, pipeline: Pipeline) -> tuple[dict[str, Any], list[Reading]]:
+def _engine(settings: Settings, pipeline: Pipeline, patience: float) -> tuple[dict[str, Any], list[Reading]]:
     """What it says of itself, and the readings of it."""
-    with connect(settings, ENGINE_SECONDS) as engine:
+    with connect(settings, patience) as engine:
         status = engine.status()
         readings = of_stream(status, pipeline)
         with suppress(RecsError):  # Kafka is away, or the relation is: both are told of without this
@@ -180,7 +184,7 @@ class Watch:
 
     def _look(self) -> Report:
         settings = self._settings()
-        report = look_and_remember(settings, Pipeline.of(settings))
+        report = look_and_remember(settings, Pipeline.of(settings), WATCH_SECONDS)
         return replace(report, watchers=self._watching(settings, report.at))
 
     def _watching(self, settings: Settings, now: float) -> tuple[Watcher, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from recs_platform.health import Finding, State
 from recs_platform.metrics import HELP
 from recs_platform.monitor import REMEMBERED, Report, Watch
 from recs_platform.pipeline import Pipeline
+from recs_platform.readings import CONNECT_SECONDS
 from recs_platform.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -109,6 +112,17 @@ def test_prometheus_scrapes_where_the_api_listens_by_default() -> None:
     config = yaml.safe_load((ROOT / "monitoring" / "prometheus.yml").read_text())
     assert config["scrape_configs"][0]["static_configs"][0]["targets"] == [f"127.0.0.1:{Settings().api_port}"]
     assert config["rule_files"] == ["alerts.yml"]
+
+
+def test_a_scrape_leaves_room_for_an_engine_and_a_postgresql_that_stand_still(settings: Settings) -> None:
+    scrapes = yaml.safe_load((ROOT / "monitoring" / "prometheus.yml").read_text())["global"]
+    interval, timeout = (float(scrapes[name].removesuffix("s")) for name in ("scrape_interval", "scrape_timeout"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never says a word
+        url = f"grpc://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        report = Watch(lambda: replace(settings, engine_url=url, engine_token="secret-token")).report()
+    assert ("engine",) in {finding.blame for finding in report.findings}
+    assert time.monotonic() - began + CONNECT_SECONDS < timeout <= interval
 
 
 def test_boxes_with_the_same_trouble_are_one_row_of_the_status(capsys: pytest.CaptureFixture[str]) -> None:
