@@ -23,6 +23,7 @@ HELP: Mapping[str, str] = {
     "lag_seconds": "At most how old the oldest message is that is not taken in",
     "dead_letters": "Messages of the last five minutes that could not be used",
     "dead_letter_share": "Share of the messages of the last five minutes that could not be used",
+    "dead_letter_share_wanted": "Share of the messages that may be of no use, as the source's file says",
     "partitions": "Partitions of a topic",
     "messages": "Messages that were sent to a topic",
     "rows": "Rows of a relation or a catalog table",
@@ -30,6 +31,7 @@ HELP: Mapping[str, str] = {
     "changes": "Rows of a catalog table that were inserted, updated or deleted",
     "freshness_p50_seconds": "From an event to its document in Redis, the half",
     "freshness_p99_seconds": "From an event to its document in Redis, all but a hundredth",
+    "freshness_wanted_seconds": "From an event to its document in Redis at most, as the sink's file says",
     "barrier_seconds": "The slowest of a RisingWave's last barriers: what is sent waits for two of them",
     "canary_seconds": "From a canary to its document in Redis, the last one",
     "lag_bytes": "Write-ahead log that the replication slot has not confirmed",
@@ -60,7 +62,7 @@ class Health(Collector):
 def families(report: Report) -> Iterator[Metric]:
     """All metrics of a report."""
     found: dict[str, Metric] = {}
-    for reading in report.readings:
+    for reading in (*report.readings, *report.wanted):
         for name, number in reading.numbers.items():
             _add(found, *_in_seconds(name, number), reading.key, is_counter=False)
         for name, count in reading.counters.items():

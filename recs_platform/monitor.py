@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,12 +12,12 @@ from threading import Lock
 from typing import Any
 
 from recs_platform import canary
-from recs_platform.dead_letters import recent
+from recs_platform.dead_letters import kept_of, recent, share_wanted
 from recs_platform.engines import connect
 from recs_platform.errors import RecsError
-from recs_platform.health import Finding, Memory, Seen, State, dump_memory, judge, load_memory, worst
-from recs_platform.lineage import Key, catalog_key
-from recs_platform.pipeline import Pipeline
+from recs_platform.health import Finding, Memory, Seen, State, dump_memory, freshness_wanted, judge, load_memory, worst
+from recs_platform.lineage import Key, catalog_key, relation_key, topic_key
+from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.readings import Reading, of_catalog, of_stream, with_dead_letters
 from recs_platform.schema import copies
 from recs_platform.settings import LOCAL, Settings
@@ -35,8 +35,8 @@ REMEMBERED = "health.json"
 class Report:
     """What was found at one moment, in seconds since 1970: a finding and mostly a reading of each box.
 
-    `engine` is what the engine said of itself (`StreamEngine.status`), nothing where it did not answer. `watchers`: Dagster's,
-    where a `Watch` looked and Dagster runs here.
+    `engine` is what the engine said of itself (`StreamEngine.status`), nothing where it did not answer. Where a `Watch` looked:
+    `watchers`, Dagster's, where that runs here, and what is `wanted` of boxes, named as what is measured of them.
     """
 
     at: float
@@ -44,6 +44,7 @@ class Report:
     findings: tuple[Finding, ...]
     engine: Mapping[str, Any] = field(default_factory=dict)
     watchers: tuple[Watcher, ...] = ()
+    wanted: tuple[Reading, ...] = ()
 
     @property
     def late_watchers(self) -> list[Watcher]:
@@ -184,8 +185,9 @@ class Watch:
 
     def _look(self) -> Report:
         settings = self._settings()
-        report = look_and_remember(settings, Pipeline.of(settings), WATCH_SECONDS)
-        return replace(report, watchers=self._watching(settings, report.at))
+        pipeline = Pipeline.of(settings)
+        report = look_and_remember(settings, pipeline, WATCH_SECONDS)
+        return replace(report, watchers=self._watching(settings, report.at), wanted=tuple(_wanted(pipeline)))
 
     def _watching(self, settings: Settings, now: float) -> tuple[Watcher, ...]:
         """Asked now and then: what is asked costs the web server more than all else here. Where it does not answer, those that
@@ -195,6 +197,14 @@ class Watch:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 self._watchers = tuple(ask(settings.dagster_url))
         return self._watchers
+
+
+def _wanted(pipeline: Pipeline) -> Iterator[Reading]:
+    """Up to where sinks are fresh and topics are clean, as the headers of the files say."""
+    for sink in pipeline.of_kind(Kind.SINK):
+        yield Reading(relation_key(sink.name), {"freshness_wanted_seconds": freshness_wanted(sink)})
+    for topic in kept_of(pipeline):
+        yield Reading(topic_key(topic), {"dead_letter_share_wanted": share_wanted(pipeline.topics[topic])})
 
 
 def _catalog_keys(pipeline: Pipeline) -> Iterable[Key]:

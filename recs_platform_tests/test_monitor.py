@@ -15,11 +15,12 @@ from rich.console import Console
 
 from recs_platform.commands import status
 from recs_platform.health import Finding, State
-from recs_platform.metrics import HELP
+from recs_platform.metrics import HELP, families
 from recs_platform.monitor import REMEMBERED, Report, Watch
 from recs_platform.pipeline import Pipeline
 from recs_platform.readings import CONNECT_SECONDS
 from recs_platform.settings import Settings
+from recs_platform_tests.sql_copies import sql_copy
 
 ROOT = Path(__file__).parent.parent
 TOPIC = ("kafka", "user_activity")
@@ -66,6 +67,17 @@ def test_a_state_directory_that_cannot_be_written_is_no_reason_not_to_look(setti
     assert Watch(lambda: replace(settings, state_dir=tmp_path / "file" / "below")).report().findings
 
 
+def test_prometheus_is_told_what_the_headers_of_the_files_want(settings: Settings, tmp_path: Path) -> None:
+    headers = {"also_bought_sink": "-- freshness: 2 min\n", "purchases_raw": "-- dead letters: 5 %\n"}
+    sql_dir = sql_copy(tmp_path / "sql", lambda name, text: headers.get(name, "") + text)
+    report = Watch(lambda: replace(settings, sql_dir=sql_dir)).report()
+    found = {(s.name, s.labels["box"]): s.value for family in families(report) for s in family.samples}
+    assert found["recs_freshness_wanted_seconds", "also_bought_sink"] == 120
+    assert found["recs_freshness_wanted_seconds", "trending_products_sink"] == 10
+    assert found["recs_dead_letter_share_wanted", "kafka/purchases"] == 0.05
+    assert found["recs_dead_letter_share_wanted", "kafka/user_activity"] == 0.01
+
+
 def test_the_causes_are_the_boxes_where_it_began() -> None:
     stalled = Finding(TOPIC, State.STALLED, 0.0, "it stands", blame=TOPIC)
     suffers = Finding(("user_activity",), State.STALLED, 0.0, "kafka/user_activity is stalled", blame=TOPIC)
@@ -99,6 +111,19 @@ def test_alerts_are_about_metrics_there_are() -> None:
     rules = [rule for group in groups for rule in group["rules"]]
     assert {name for rule in rules for name in METRIC.findall(rule["expr"])} <= NAMES
     assert all(rule["annotations"]["summary"] and rule["labels"]["severity"] for rule in rules)
+
+
+@pytest.mark.parametrize(
+    ("alert", "measured", "wanted"),
+    [
+        ("RecsListsAreNotFresh", "recs_freshness_p99_seconds", "recs_freshness_wanted_seconds"),
+        ("RecsDeadLetters", "recs_dead_letter_share", "recs_dead_letter_share_wanted"),
+    ],
+)
+def test_what_files_may_say_is_no_number_of_an_alert(alert: str, measured: str, wanted: str) -> None:
+    groups = yaml.safe_load((ROOT / "monitoring" / "alerts.yml").read_text())["groups"]
+    [expression] = [rule["expr"] for group in groups for rule in group["rules"] if rule["alert"] == alert]
+    assert expression == f"{measured} > {wanted}"
 
 
 def test_the_dashboard_shows_metrics_there_are() -> None:
