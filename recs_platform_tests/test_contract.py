@@ -69,6 +69,7 @@ EVENTS: list[bytes | dict[str, Any]] = [
     view(1, "a2", 4, "click"), {"event_type": "search", "user_id": 1, "query": "red", "timestamp": "2026-01-01T00:00:00Z"},
     b"not json", view(5.5, "a1", 1), b'{"event_type": "page_view", "user_id": 8, "user_id": 9, "product_id": "a2", '
     + f'"timestamp": "{T0:%Y-%m-%dT%H:%M:%SZ}"}}'.encode(),
+    b"[" * 2_000, b'{"event_type": ' + b"[" * 300 + b"]" * 300 + b"}",
 ]  # fmt: skip
 
 ROWS: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
@@ -78,7 +79,7 @@ ROWS: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
     ),
     "dead letters with their reasons": (
         "SELECT reason, COUNT(*) FROM dead_letters GROUP BY reason ORDER BY reason",
-        [("not a JSON object", 1), ("user_id missing or not an integer", 1)],
+        [("not a JSON object", 3), ("user_id missing or not an integer", 1)],
     ),
     "TUMBLE, ROW_NUMBER, ties by id": (
         "SELECT window_start, product_id, view_count, rank FROM trending_products ORDER BY window_start, rank",
