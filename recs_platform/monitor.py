@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from http.client import HTTPException
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,7 +22,7 @@ from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.readings import Reading, of_catalog, of_stream, with_dead_letters
 from recs_platform.schema import copies
 from recs_platform.settings import LOCAL, Settings
-from recs_platform.watchers import Watcher, ask
+from recs_platform.watchers import WEB_SERVER, Watcher, ask, web_server
 from recs_platform.whole_file import keep_whole
 
 ENGINE_SECONDS = 10.0
@@ -174,6 +175,7 @@ class Watch:
         self._last: Report | None = None
         self._watchers: tuple[Watcher, ...] = ()
         self._watchers_at = 0.0
+        self._answered_at: float | None = None
         self._lock = Lock()
 
     def report(self) -> Report:
@@ -191,11 +193,14 @@ class Watch:
 
     def _watching(self, settings: Settings, now: float) -> tuple[Watcher, ...]:
         """Asked now and then: what is asked costs the web server more than all else here. Where it does not answer, those that
-        were there before grow late."""
+        were there before grow late, and so does the web server itself."""
         if settings.dagster_url and now - self._watchers_at >= WATCHERS_EVERY:
             self._watchers_at = now
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                self._watchers = tuple(ask(settings.dagster_url))
+            try:
+                self._watchers, self._answered_at = tuple(ask(settings.dagster_url)), now
+            except (OSError, HTTPException, ValueError, KeyError, TypeError):
+                known = (watcher for watcher in self._watchers if watcher.name != WEB_SERVER)
+                self._watchers = (*known, web_server(self._answered_at, settings.shown("dagster_url")))
         return self._watchers
 
 

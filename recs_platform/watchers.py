@@ -9,30 +9,43 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 SECONDS = 5.0
+WEB_SERVER = "web server"
+EVERY = 30.0  # seconds between two signs of what has no interval of its own
 PATIENCE, AT_LEAST = 3.0, 120.0  # intervals that a sensor may miss, and seconds that anything may
 QUERY = """{
   instance { daemonHealth { allDaemonStatuses { daemonType required lastHeartbeatTime } } }
+  workspaceOrError {
+    ... on Workspace { locationEntries { name locationOrLoadError { ... on PythonError { message } } } }
+    ... on PythonError { message } }
   repositoriesOrError { ... on RepositoryConnection { nodes { sensors {
-    name minIntervalSeconds sensorState { status ticks(limit: 1) { timestamp } }
+    name minIntervalSeconds sensorState { status ticks(limit: 1, statuses: [SUCCESS, SKIPPED]) { timestamp } }
   } } } }
 }"""
+"""A tick that failed is no sign of life, and one that has begun may yet fail."""
 
 
 @dataclass(frozen=True)
 class Watcher:
-    """A sensor or a daemon. `seen_at` in seconds since 1970, None for never; it should be seen `every` so many seconds."""
+    """A sensor or a daemon, or what is asked about them. `seen_at` in seconds since 1970, None for never; it should be seen
+    `every` so many seconds. `problem`: what it does instead, where that is known."""
 
     name: str
     every: float
     seen_at: float | None
+    problem: str = ""
 
     def is_late(self, now: float) -> bool:
         return self.seen_at is None or now - self.seen_at > max(PATIENCE * self.every, AT_LEAST)
 
 
 def ask(dagster_url: str) -> list[Watcher]:
-    """All that are to run. Raises what `graphql` raises."""
+    """All that are to run. Raises what `graphql` raises, and `TypeError` for an answer without data."""
     return watchers_of(graphql(dagster_url, QUERY))
+
+
+def web_server(answered_at: float | None, dagster_url: str) -> Watcher:
+    """Dagster's web server, where it does not answer now."""
+    return Watcher(WEB_SERVER, EVERY, answered_at, f"does not answer at {dagster_url}: look at dagster-webserver's log")
 
 
 def graphql(dagster_url: str, query: str) -> dict[str, Any]:
@@ -46,13 +59,25 @@ def graphql(dagster_url: str, query: str) -> dict[str, Any]:
 
 def watchers_of(data: Mapping[str, Any]) -> list[Watcher]:
     """From the answer to `QUERY`."""
-    return [*_daemons(data["instance"]["daemonHealth"]), *_sensors(data["repositoriesOrError"].get("nodes", ()))]
+    return [
+        *_daemons(data["instance"]["daemonHealth"]),
+        *_not_loaded(data["workspaceOrError"]),
+        *_sensors(data["repositoriesOrError"].get("nodes", ())),
+    ]
 
 
 def _daemons(health: Mapping[str, Any]) -> Iterator[Watcher]:
     for daemon in health["allDaemonStatuses"]:
         if daemon["required"]:
-            yield Watcher(f"daemon {daemon['daemonType'].lower()}", 30.0, daemon["lastHeartbeatTime"])
+            yield Watcher(f"daemon {daemon['daemonType'].lower()}", EVERY, daemon["lastHeartbeatTime"])
+
+
+def _not_loaded(workspace: Mapping[str, Any]) -> Iterator[Watcher]:
+    """Nothing is said of the sensors of code that cannot be loaded: the code stands for them."""
+    found = {f"code location {e['name']}": e["locationOrLoadError"] or {} for e in workspace.get("locationEntries", ())}
+    for name, answer in {**found, "workspace": workspace}.items():
+        if message := answer.get("message"):
+            yield Watcher(name, EVERY, None, f"cannot be loaded: {message.splitlines()[0][:300]}")
 
 
 def _sensors(repositories: list[Mapping[str, Any]]) -> Iterator[Watcher]:
@@ -61,6 +86,6 @@ def _sensors(repositories: list[Mapping[str, Any]]) -> Iterator[Watcher]:
             ticks = sensor["sensorState"]["ticks"]
             yield Watcher(
                 f"sensor {sensor['name']}",
-                sensor["minIntervalSeconds"] or 30.0,
+                sensor["minIntervalSeconds"] or EVERY,
                 ticks[0]["timestamp"] if ticks else None,
             )

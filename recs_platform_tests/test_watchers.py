@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dagster import DagsterInstance
+from dagster._core.scheduler.instigation import InstigatorType, TickData, TickStatus
+from dagster._utils.error import SerializableErrorInfo
 
 from recs_platform import monitor
-from recs_platform.monitor import Watch
+from recs_platform.commands import status
+from recs_platform.errors import StackError
+from recs_platform.health import Finding, State
+from recs_platform.monitor import Report, Watch
 from recs_platform.settings import Settings, default_sql_dir
-from recs_platform.stack.service import free_port
-from recs_platform.watchers import Watcher, watchers_of
+from recs_platform.stack.process import running
+from recs_platform.stack.service import Service, free_port
+from recs_platform.watchers import WEB_SERVER, Watcher, ask, graphql, watchers_of
 
 NOW = 1_000_000.0
+SENSORS = """
+import dagster as dg
+
+def of(name):
+    @dg.sensor(name=name, target=None, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
+    def sensor(context): ...
+    return sensor
+
+defs = dg.Definitions(sensors=[of("works"), of("fails"), of("has_begun"), of("has_never_worked")])
+"""
+TICKS = {
+    "works": [TickStatus.SUCCESS, TickStatus.SKIPPED],
+    "fails": [TickStatus.SUCCESS, *[TickStatus.FAILURE] * 30],
+    "has_begun": [TickStatus.SKIPPED, TickStatus.STARTED],
+    "has_never_worked": [TickStatus.FAILURE],
+}
+"""One after the other, a minute apart from `NOW` on."""
 
 
 def answer(seen_at: float | None = NOW, status: str = "RUNNING") -> dict[str, Any]:
@@ -30,6 +56,7 @@ def answer(seen_at: float | None = NOW, status: str = "RUNNING") -> dict[str, An
     ]
     return {
         "instance": {"daemonHealth": {"allDaemonStatuses": daemons}},
+        "workspaceOrError": {"locationEntries": [{"name": "recs", "locationOrLoadError": {}}]},
         "repositoriesOrError": {"nodes": [{"sensors": [sensor]}]},
     }
 
@@ -65,4 +92,78 @@ def test_where_dagster_does_not_answer_those_that_were_there_grow_late(
         report = watch.report()
         assert (len(report.watchers), report.late_watchers) == (2, [])
     clock[0] += 600
-    assert [w.name for w in watch.report().late_watchers] == ["daemon sensor", "sensor view_freshness"]
+    assert [w.name for w in watch.report().late_watchers] == ["daemon sensor", "sensor view_freshness", WEB_SERVER]
+    clock[0] += 600
+    assert len(watch.report().watchers) == 3, "it is named once"
+
+
+def test_a_web_server_that_never_answered_is_late_at_once_and_the_status_says_so(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    settings = Settings(state_dir=tmp_path, sql_dir=default_sql_dir(), dagster_url=url)
+    report = Watch(lambda: settings).report()
+    well = Report(report.at, (), (Finding(("a",), State.FRESH, 0.0, "it is there"),), watchers=report.watchers)
+    assert [str(line) for line in status._watchers(well)] == [
+        f"watchers: web server does not answer at {url}: look at dagster-webserver's log"
+    ]
+    assert not status.Seen(tmp_path, None, well).healthy
+    assert Watch(lambda: Settings(state_dir=tmp_path, sql_dir=default_sql_dir())).report().watchers == (), (
+        "where no Dagster runs none is missed"
+    )
+
+
+# -- with a web server ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dagster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of one that has ticks as in `TICKS`, and a second file that it cannot load."""
+    home = tmp_path_factory.mktemp("dagster")
+    for name, text in {"dagster.yaml": "", "sensors.py": SENSORS, "broken.py": "import nothing_of_the_sort"}.items():
+        (home / name).write_text(text)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = (sys.executable, "-m", "dagster_webserver", "-f", "sensors.py", "-f", "broken.py", "-p", str(port))
+    environment = {"DAGSTER_HOME": str(home), "DAGSTER_DISABLE_TELEMETRY": "yes"}
+    service = Service("dagster", lambda: _answers(url), url, command, environment=environment, directory=home)
+    with running(service, home):
+        _write_ticks(url, home)
+        yield url
+
+
+def _answers(url: str) -> None:
+    try:
+        graphql(url, "{ version }")
+    except OSError as error:
+        raise StackError(str(error)) from None
+
+
+def _write_ticks(url: str, home: Path) -> None:
+    asked = "{ repositoriesOrError { ... on RepositoryConnection { nodes { sensors { name sensorState { selectorId } } } } } }"
+    [repository] = graphql(url, asked)["repositoriesOrError"]["nodes"]
+    selectors = {sensor["name"]: sensor["sensorState"]["selectorId"] for sensor in repository["sensors"]}
+    with DagsterInstance.from_config(str(home)) as instance:
+        for name, statuses in TICKS.items():
+            for minute, tick in enumerate(statuses):
+                error = SerializableErrorInfo("it failed", [], None) if tick is TickStatus.FAILURE else None
+                at, selector = NOW + 60 * minute, selectors[name]
+                instance.create_tick(
+                    TickData(
+                        "any", name, InstigatorType.SENSOR, tick, at, run_ids=[], error=error, selector_id=selector
+                    )
+                )
+
+
+def test_a_tick_that_failed_or_has_not_ended_is_no_sign_of_life(dagster_url: str) -> None:
+    seen = {watcher.name: watcher.seen_at for watcher in ask(dagster_url)}
+    assert {name: seen[f"sensor {name}"] for name in TICKS} == {
+        "works": NOW + 60,
+        "fails": NOW,
+        "has_begun": NOW,
+        "has_never_worked": None,
+    }
+
+
+def test_code_that_cannot_be_loaded_is_late_in_place_of_its_sensors(dagster_url: str) -> None:
+    [location] = [watcher for watcher in ask(dagster_url) if watcher.name.startswith("code location")]
+    assert (location.name, location.is_late(NOW)) == ("code location broken.py", True)
+    assert "No module named 'nothing_of_the_sort'" in location.problem

@@ -236,7 +236,8 @@ def _watchers(report: Report) -> Iterator[Text]:
         yield Text(f"watchers: {len(report.watchers)} sensors and daemons of Dagster are at work")
     for watcher in late:
         seen = _ago(report.at - watcher.seen_at) + " ago" if watcher.seen_at else "never"
-        yield Text(f"watchers: {watcher.name} was last seen {seen}: look at dagster-daemon's log", "red")
+        words = watcher.problem or f"was last seen {seen}: look at dagster-daemon's log"
+        yield Text(f"watchers: {watcher.name} {words}", "red")
 
 
 def _boxes(report: Report) -> Iterator[RenderableType]:
