@@ -131,6 +131,8 @@ def test_the_dashboard_shows_metrics_there_are() -> None:
     shown = {name for panel in dashboard["panels"] for t in panel["targets"] for name in METRIC.findall(t["expr"])}
     assert shown <= NAMES
     assert {name.removesuffix("_total") for name in shown} >= {"recs_state", "recs_lag_seconds", "recs_messages"}
+    [ill] = [panel for panel in dashboard["panels"] if panel["title"] == "Boxes that are ill"]
+    assert "recs_look_failed" in ill["targets"][0]["expr"], "none is ill only where somebody has looked"
 
 
 def test_prometheus_scrapes_where_the_api_listens_by_default() -> None:
