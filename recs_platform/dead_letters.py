@@ -176,21 +176,22 @@ def recent(engine: StreamEngine, pipeline: Pipeline, status: Mapping[str, Any], 
 
     Raises what the engine raises, and `SourceError` where Kafka does not answer.
     """
-    since, counts = datetime.now(UTC) - RECENT, dict[str, list[tuple[str, int]]]()
+    now, counts = datetime.now(UTC), dict[str, list[tuple[str, int]]]()
     live = {entry["name"] for entry in status["relations"]}
     for relation in (pipeline[name] for name in LABELS if name in pipeline.relations and name in live):
         places = origins(pipeline, relation.name)
         for row in engine.query(
             f"SELECT {LABELS[relation.name]} AS label, reason, COUNT(*) AS letters FROM {relation.name} "
-            f"WHERE received_at > $1::timestamptz GROUP BY {LABELS[relation.name]}, reason ORDER BY letters DESC, reason",
-            [since],
+            "WHERE received_at > $1::timestamptz AND received_at <= $2::timestamptz "  # a producer's clock may be ahead
+            f"GROUP BY {LABELS[relation.name]}, reason ORDER BY letters DESC, reason",
+            [now - RECENT, now],
         ).to_pylist():
             if place := places.get(row["label"]):  # what is deployed may have labels that the file has no more
                 counts.setdefault(place.topic, []).append((row["reason"], row["letters"]))
         counts |= {place.topic: counts.get(place.topic, []) for place in places.values()}
     sent = Counter[str]()
     seen = {(p["topic"], p["partition"]): p["end_offset"] for p in status["partitions"]}  # may be more than Kafka tells
-    for partition, (first, end) in spans_since(servers, counts, since).items():
+    for partition, (first, end) in spans_since(servers, counts, now - RECENT).items():
         sent[partition[0]] += 0 if first is None else max(end, seen.get(partition, 0)) - first
     return [Recent(topic, sent[topic], tuple(reasons)) for topic, reasons in counts.items()]
 

@@ -1,6 +1,6 @@
 """What is wrong with the surroundings before anything fails by it: settings, servers, versions, disk, clocks.
 
-Looks and changes nothing. Each check is one sentence, with the remedy where there is something to mend.
+Changes nothing, but sends canaries. Each check is one sentence, with the remedy where there is something to mend.
 """
 
 from __future__ import annotations

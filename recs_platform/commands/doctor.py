@@ -28,7 +28,7 @@ MARKS = {
 def doctor(context: click.Context, as_json: bool) -> None:
     """What is wrong with settings, servers, versions, ports, disk and clocks, each with its remedy.
 
-    Looks and changes nothing. Exit code 1 where something is ill.
+    Changes nothing; sends a canary through Kafka and one through PostgreSQL. Exit code 1 where something is ill.
     """
     with reported():
         found = list(diagnose(Settings.load()))

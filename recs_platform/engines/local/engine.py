@@ -6,13 +6,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -53,6 +53,7 @@ RETRY_CATALOG = 1.0
 LEFT = "left"  # the fact that names the files somebody has gone back from, or deployed a part of
 
 
+T = TypeVar("T")
 Feed: TypeAlias = CatalogFeed | FileFeed
 """What brings tables: both are asked the same."""
 
@@ -277,7 +278,7 @@ class Engine:
             if is_new or not self.database.is_read(self.database.pipeline[table.name]):
                 self.doing = f"reading {table.name} from PostgreSQL"
                 log.info("reading a snapshot of %s", table.name)
-                self.database.load_snapshot(table.name, self.feed.snapshot(table), self.clock())
+                self.database.load_snapshot(table.name, self._getting_on(self.feed.snapshot(table)), self.clock())
         self._feed_ready = True
 
     # -- asked from outside ---------------------------------------------------------------------------------------
@@ -392,6 +393,12 @@ class Engine:
             return False
         self._next[name] = time.monotonic() + interval
         return True
+
+    def _getting_on(self, pieces: Iterable[T]) -> Iterator[T]:
+        """Each piece of long work is a step forward."""
+        for piece in pieces:
+            self._round_at = time.monotonic()
+            yield piece
 
     def _note_problem(self, part: str, problem: str | None) -> None:
         if problem is None:
