@@ -344,16 +344,16 @@ def _own_lag(relation: Relation, reading: Reading | None) -> Finding | None:
     if reading is None or relation.kind is not Kind.SINK:
         return None
     key, wanted = relation_key(relation.name), freshness_wanted(relation)
-    p99, barrier = reading.numbers.get("freshness_p99_ms", 0.0), reading.numbers.get("barrier_seconds", 0.0)
-    if max(p99 / 1000, barrier) <= wanted:
+    late, barrier = reading.numbers.get("freshness_now_ms", 0.0), reading.numbers.get("barrier_seconds", 0.0)
+    if max(late / 1000, barrier) <= wanted:
         return None
     what = (
-        f"an event takes up to {_ago(p99 / 1000)} to Redis"
-        if p99 / 1000 > wanted
+        f"an event takes up to {_ago(late / 1000)} to Redis"
+        if late / 1000 > wanted
         else f"a barrier takes {_ago(barrier)}"
     )
     evidence = {
-        name: reading.numbers[name] for name in ("freshness_p99_ms", "barrier_seconds") if name in reading.numbers
+        name: reading.numbers[name] for name in ("freshness_now_ms", "barrier_seconds") if name in reading.numbers
     }
     words = f"{what}, {_ago(wanted)} are wanted"
     return Finding(key, State.BEHIND, 0.0, words, "look at the load of the engine", key, evidence)

@@ -31,6 +31,7 @@ HELP: Mapping[str, str] = {
     "changes": "Rows of a catalog table that were inserted, updated or deleted",
     "freshness_p50_seconds": "From an event to its document in Redis, the half",
     "freshness_p99_seconds": "From an event to its document in Redis, all but a hundredth",
+    "freshness_now_seconds": "From an event to its document in Redis, all but a hundredth of the last 15 seconds",
     "freshness_wanted_seconds": "From an event to its document in Redis at most, as the sink's file says",
     "barrier_seconds": "The slowest of a RisingWave's last barriers: what is sent waits for two of them",
     "canary_seconds": "From a canary to its document in Redis, the last one",

@@ -133,7 +133,7 @@ def _of_relation(
     if relation.kind is Kind.SINK:
         state |= _problem(status, "redis", relation.name)
         if any(ancestor.topic for ancestor in pipeline.with_ancestors({relation.name})):
-            names = ("freshness_p50_ms", "freshness_p99_ms")
+            names = ("freshness_p50_ms", "freshness_p99_ms", "freshness_now_ms")
             numbers |= {name: status[name] for name in names if status.get(name) is not None}
         if status.get("barrier_seconds") is not None:
             numbers["barrier_seconds"] = status["barrier_seconds"]

@@ -232,7 +232,7 @@ def test_what_is_not_deployed_is_broken() -> None:
 
 def test_a_slow_sink_is_behind_by_itself() -> None:
     slow = [
-        Reading(r.key, {"freshness_p99_ms": 15_000}) if r.key == ("trending_products_sink",) else r for r in readings()
+        Reading(r.key, {"freshness_now_ms": 15_000}) if r.key == ("trending_products_sink",) else r for r in readings()
     ]
     found, _ = judged(slow)
     assert found[("trending_products_sink",)].words == "an event takes up to 15 s to Redis, 10 s are wanted"

@@ -96,9 +96,9 @@ class LocalEngine:
     def status(self, window: float = 60.0) -> dict[str, Any]:
         """What the engine knows of itself; the percentiles are those of the last `window` seconds.
 
-        `events_per_second`, `messages`, `ticks`, `tick_p50_ms`, `tick_p99_ms`, `freshness_p50_ms`, `freshness_p99_ms`
-        (newest message sent → Redis written), `lag` (messages not taken in) and `partitions`, `problems` (part → what is
-        wrong),
+        `events_per_second`, `messages`, `ticks`, `tick_p50_ms`, `tick_p99_ms`, `freshness_p50_ms`, `freshness_p99_ms`,
+        `freshness_now_ms` (message sent → Redis written), `lag` (messages not taken in) and `partitions`, `problems` (part → what
+        is wrong), `slot` (the replication slot it reads through),
         `building` (physical name → how far a version is that is being built),
         `gone_back` (the files are those that somebody has rolled back, or deployed a part of),
         `refused` (messages of forgotten shoppers), `redis_writes`, `memory_bytes`, `cpu_seconds`, and `relations`: name,

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from recs_platform.engines.local.database import TickResult
 
-RATE_WINDOW, FIGURES_WINDOW = 5.0, 60.0  # seconds
+RATE_WINDOW, NOW_WINDOW, FIGURES_WINDOW = 5.0, 15.0, 60.0  # seconds
 
 T = TypeVar("T", int, float)
 
@@ -60,7 +60,9 @@ class Meter:
         self.delays[Stage.SINK].append((at, (written - committed).total_seconds()))
 
     def figures(self, window: float = FIGURES_WINDOW) -> dict[str, float | int | str | None]:
-        """Percentiles are those of the last so many seconds."""
+        """Percentiles are those of the last so many seconds; `freshness_now_ms` is of the last few, so that it is over soon after
+        what made messages late is.
+        """
         ticks = _latest(self.tick_seconds, window)
         return {
             "started_at": self.started.isoformat(),
@@ -74,6 +76,7 @@ class Meter:
                 for stage in Stage
                 for percent in (50, 99)
             },
+            "freshness_now_ms": _percentile(_latest(self.delays[Stage.ALL], NOW_WINDOW), 99),
         }
 
 
