@@ -23,7 +23,7 @@ from recs_platform.settings import LOCAL, RISINGWAVE, Settings
 from recs_platform.stack import process
 from recs_platform.stack.parts import PARTS, chosen, services
 from recs_platform.stack.postgres import cluster, postgres
-from recs_platform.stack.process import marked, running, wait_until
+from recs_platform.stack.process import last_lines, marked, running, wait_until
 from recs_platform.stack.service import Service, free_port, is_free
 from recs_platform.stack.state import PartState, StackState, State, load, save, supervising, supervisor_pid
 
@@ -545,3 +545,10 @@ def _remove(state_dir: Path) -> None:
     """Run by root, the cluster lies outside pytest's directory."""
     with suppress(StackError):
         shutil.rmtree(cluster(state_dir).home, ignore_errors=True)
+
+
+def test_the_end_of_a_log_is_told_without_its_colours(tmp_path: Path) -> None:
+    log = tmp_path / "broker.log"
+    log.write_text("begun\n\x1b[2m2026-11-27\x1b[0m \x1b[31mERROR\x1b[0m no such topic\n")
+    assert last_lines(log, 1) == "2026-11-27 ERROR no such topic"
+    assert last_lines(tmp_path / "none.log") == ""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from click import unstyle
 
 from recs_platform.errors import StackError
 from recs_platform.stack.service import Service
@@ -148,9 +149,10 @@ def turn_over(log: Path) -> None:
 
 
 def last_lines(log: Path, lines: int = 15) -> str:
-    """The end of a log, for an error message; what can be read of its last 10,000 bytes."""
+    """The end of a log, for an error message, without its colours; what can be read of its last 10,000 bytes."""
     try:
-        return "\n".join(log.read_bytes()[-10_000:].decode(errors="replace").splitlines()[-lines:])
+        text = unstyle(log.read_bytes()[-10_000:].decode(errors="replace"))
+        return "\n".join(text.splitlines()[-lines:])
     except OSError:
         return ""
 
