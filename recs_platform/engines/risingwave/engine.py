@@ -266,14 +266,8 @@ class RisingWaveEngine:
             for v in _standing(deployment)
         ]
         building = {v.physical_name: v.progress for v in deployment.versions if not v.is_whole}
-        files = Pipeline.of(self.settings)
-        wanted = {r.name: r.fingerprint for r in files}
-        gone_back = left == files.digest or any(
-            v.replaced_at is not None and not v.is_live and wanted.get(v.name) == v.id.fingerprint
-            for v in deployment.versions
-            if v.name not in deployment.live or deployment.live[v.name].fingerprint != v.id.fingerprint
-        )
-        kafka, live = self.settings.require("kafka_bootstrap_servers"), deployment.live
+        files, live = Pipeline.of(self.settings), deployment.live
+        kafka = self.settings.require("kafka_bootstrap_servers")
         found = list[dict[str, Any]]()
         try:
             found = self._asked(problems, "partitions", lambda: partitions(files, live, kafka, self._rows), found)
@@ -293,7 +287,7 @@ class RisingWaveEngine:
             "building": building,
             "partitions": found,
             "problems": problems,
-            "gone_back": gone_back,
+            "gone_back": left == files.digest or _has_gone_back(deployment, files),
         }
 
     @staticmethod
@@ -489,6 +483,16 @@ class RisingWaveEngine:
 def _standing(deployment: Deployment) -> list[Version]:
     """What is live, and the sinks that would be if Redis still had their pointers."""
     return [*(version for version in deployment.versions if version.is_live), *deployment.unread]
+
+
+def _has_gone_back(deployment: Deployment, files: Pipeline) -> bool:
+    """Whether a version that the files want was live, and another one is now."""
+    wanted, live = {r.name: r.fingerprint for r in files}, deployment.live
+    return any(
+        v.replaced_at is not None and not v.is_live and wanted.get(v.name) == v.id.fingerprint
+        for v in deployment.versions
+        if v.name not in live or live[v.name].fingerprint != v.id.fingerprint
+    )
 
 
 def _plain(value: object) -> object:
