@@ -209,6 +209,22 @@ def view(user: object, product: str, at: datetime | None = None) -> bytes:
 
 # -- faults -----------------------------------------------------------------------------------------------------------
 
+AWAY = (psycopg.Error, redis.RedisError, RecsError, KafkaException, OSError)
+"""What a fault, or its end, is refused with by a part that another one has stopped."""
+
+
+def in_the_end(work: Callable[[], object]) -> None:
+    """Again and again until it is not refused any more."""
+
+    def is_done() -> bool:
+        with suppress(*AWAY):
+            work()
+            return True
+        return False
+
+    assert wait_until(is_done, MENDED_SECONDS, 0.5)
+
+
 Fault = Callable[[Floor, Random], Iterator[None]]
 """Does it, yields while it lasts, and ends it."""
 
@@ -270,8 +286,12 @@ def keys_lost(floor: Floor, rng: Random) -> Iterator[None]:
         server.delete(*rng.sample(found, len(found) // 10))
         server.set(f"{prefix}nobody", "{}")
     yield
-    with connect(floor.settings) as engine:
-        engine.apply(["products_sink"])
+
+    def mended() -> None:
+        with connect(floor.settings) as engine:
+            engine.apply(["products_sink"])
+
+    in_the_end(mended)
 
 
 def slot_dropped(floor: Floor, rng: Random) -> Iterator[None]:
@@ -290,14 +310,7 @@ def topic_recreated(floor: Floor, rng: Random) -> Iterator[None]:
     admin = admin_client(servers)
     admin.delete_topics([PURCHASES])[PURCHASES].result(10)
     yield
-    assert wait_until(lambda: _is_created(servers, PURCHASES), MENDED_SECONDS)
-
-
-def _is_created(servers: str, topic: str) -> bool:
-    with suppress(RecsError):  # the broker is away
-        ensure_topics(servers, [topic], 1)
-        return True
-    return False
+    in_the_end(lambda: ensure_topics(servers, [PURCHASES], 1))
 
 
 def poisoned(floor: Floor, rng: Random) -> Iterator[None]:
@@ -376,10 +389,6 @@ LASTING = {name for name in FAULTS if "stands still" in name or name == "Redis f
 """Those that go on until they are seen."""
 ALONE = {"a second engine"}
 """Beside a dead one it is the first."""
-
-
-AWAY = (psycopg.Error, redis.RedisError, RecsError, KafkaException, OSError)
-"""What a fault is refused with by a part that another one has stopped."""
 
 
 @contextmanager
