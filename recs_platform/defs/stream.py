@@ -11,7 +11,7 @@ from recs_platform.changes import changes
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.specs import asset_spec, reading_metadata
 from recs_platform.engines.base import StreamEngine
-from recs_platform.errors import EngineUnavailable, RecsError
+from recs_platform.errors import EngineUnavailable, RecsError, StoreUnavailable
 from recs_platform.lineage import Lineage, relation_key
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Plan, Step, Tell
@@ -115,7 +115,7 @@ def deploy(
 ) -> tuple[Plan, Mapping[str, Reading]]:
     """Applies `sql/`; the plan that did it, and a reading of each relation by name.
 
-    An engine that is away is asked again later; a refusal is a failure, with the engine's own words. What breaks a reader
+    An engine or a Redis that is away is asked again later; a refusal is a failure, with the engine's own words. What breaks a reader
     is not done where nobody has asked for it, unless the settings say so; nor are files deployed again that were rolled back.
     """
     try:
@@ -126,7 +126,7 @@ def deploy(
                     _check_nothing_breaks(engine, rebuild)
             plan = engine.apply(rebuild, tell)
             readings = of_relations(engine.status(), pipeline)
-    except EngineUnavailable as error:
+    except (EngineUnavailable, StoreUnavailable) as error:
         raise dg.RetryRequested(RETRIES, BETWEEN_RETRIES) from error
     except RecsError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
