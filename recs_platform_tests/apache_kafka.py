@@ -113,7 +113,16 @@ def apache_kafka(directory: Path) -> ApacheKafka:
     java = [_program("java"), "-Xmx512m", "-cp", f"{jars()}/*"]
     cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     scram = f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]"
-    tool = [*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties), "--add-scram", scram]
+    tool = [
+        *java,
+        "kafka.tools.StorageTool",
+        "format",
+        f"--cluster-id={cluster}",
+        "-c",
+        str(properties),
+        "--add-scram",
+        scram,
+    ]
     _run(tool, START_SECONDS)
     servers = f"{HOST}:{port}"
     service = Service("apache-kafka", lambda: probe_kafka(servers), servers, (*java, "kafka.Kafka", str(properties)))

@@ -684,6 +684,7 @@ def test_an_end_of_a_transaction_is_not_counted(topic_prefix: str) -> None:
     for ends in (producer.commit_transaction, producer.abort_transaction, producer.commit_transaction):
         producer.begin_transaction()
         producer.produce(topic, b"1", partition=0)
+        producer.flush(20)  # or there is nothing to abort
         ends(20)
     assert lag._messages(servers, (topic, 0), 0, 6) == 2
     assert lag._messages(servers, (topic, 0), 5, 6) == 0

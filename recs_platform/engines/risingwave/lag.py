@@ -49,7 +49,7 @@ def _messages(kafka: str, place: tuple[str, int], first: int, end: int) -> int:
     """
     topic, partition = place
     found = read(kafka, topic, {partition: Span(first, end)}, READ_SECONDS, quiet_seconds=0.0)
-    return sum((message.offset() or 0) < end and _is_read(message) for message in found)
+    return sum(first <= (message.offset() or 0) < end and _is_read(message) for message in found)
 
 
 def _is_read(message: Message) -> bool:
