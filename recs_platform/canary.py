@@ -27,7 +27,8 @@ from recs_platform.stack.process import wait_until
 from recs_platform.whole_file import keep_whole
 
 WAIT, BETWEEN_LOOKS = 10.0, 0.01  # seconds
-LATE = 25.0  # seconds after which one has come from behind a backlog, too: a tick, and the next writing to Redis
+LATE = 60.0  # seconds after which one has come in a backlog, too: three ticks (one under way, one read, its own) and a writing
+MISSING_KEPT = 20
 REMEMBERED = "canary.json"
 NEWS = 300.0  # seconds for which a flight says something of now
 ROW = "canary"  # the heartbeat's name
@@ -37,17 +38,26 @@ Send = Callable[[Settings, Pipeline, str, float], None]
 @dataclass(frozen=True)
 class Flight:
     """One canary: the sink it came out of, what it was to follow, when it was sent (seconds since 1970), and the `seconds`
-    it took to Redis; None where it did not come, with the `problem`. `lost_since`: when the first was sent that did not.
-    `canary`: what to look for. `follows_lost`: the one before had not come by then, either, long after it was sent."""
+    it took to Redis; None where it did not come in time, with the `problem`. `canary`: what to look for. `missing`: those
+    before it, each with when it was sent, that had not come by then either, the oldest first."""
 
     sink: str
     what: str
     sent_at: float
     seconds: float | None = None
     problem: str = ""
-    lost_since: float = 0.0
     canary: str = ""
-    follows_lost: bool = False
+    missing: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def lost_since(self) -> float:
+        """When the first was sent that has not come."""
+        return self.missing[0][1] if self.missing else self.sent_at
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether what does not come is more than late."""
+        return self.seconds is None and self.sent_at - self.lost_since > LATE
 
     @property
     def words(self) -> str:
@@ -61,32 +71,30 @@ def fly(settings: Settings, pipeline: Pipeline, wait: float = WAIT) -> list[Flig
 
     What is away is a flight with a problem. Raises `SettingsError` where no stack runs.
     """
-    before = {flight.sink: flight for flight in remembered(settings.state_dir, time.time()) if flight.seconds is None}
+    before = {f.sink: f for f in remembered(settings.state_dir, time.time()) if f.seconds is None and f.canary}
     paths = (("canary_sink", "a message", _send_message), ("heartbeat_sink", "a row", _write_row))
     return [_flown(settings, pipeline, *p, wait, before.get(p[0])) for p in paths if p[0] in pipeline.relations]
 
 
 def _flown(
-    settings: Settings, pipeline: Pipeline, sink: str, what: str, send: Send, wait: float, lost: Flight | None
+    settings: Settings, pipeline: Pipeline, sink: str, what: str, send: Send, wait: float, before: Flight | None
 ) -> Flight:
-    url, sent_at = settings.require("redis_url"), time.time()
-    flight, is_lost_for_good = Flight(sink, what, sent_at, canary=uuid4().hex), False
+    url, missing = settings.require("redis_url"), (*before.missing, (before.canary, before.sent_at)) if before else ()
+    flight = Flight(sink, what, time.time(), canary=uuid4().hex, missing=missing[-MISSING_KEPT:])
+    place = _Place.of(pipeline, sink)
     try:
         with redis_at(url, wait) as connection:
-            is_lost_for_good = lost is not None and _is_old(lost) and not _is_there(connection, pipeline, lost)
-            flight = replace(flight, sent_at=time.time())
+            came = [i for i, (canary, _) in enumerate(flight.missing) if _is_there(connection, place, canary)]
+            # each has those before it on its heels
+            flight = replace(flight, sent_at=time.time(), missing=flight.missing[came[-1] + 1 if came else 0 :])
             send(settings, pipeline, flight.canary, wait)
-            if wait_until(lambda: _is_there(connection, pipeline, flight), wait, BETWEEN_LOOKS):
-                return replace(flight, seconds=time.time() - flight.sent_at)
+            if wait_until(lambda: _is_there(connection, place, flight.canary), wait, BETWEEN_LOOKS):
+                return replace(flight, seconds=time.time() - flight.sent_at, missing=())
     except SettingsError:
         raise
     except RecsError as error:
-        return replace(flight, problem=str(error), follows_lost=is_lost_for_good)
-    return replace(flight, problem=f"nothing came within {wait:.0f} s", follows_lost=is_lost_for_good)
-
-
-def _is_old(flight: Flight) -> bool:
-    return bool(flight.canary) and time.time() - flight.sent_at > LATE
+        return replace(flight, problem=str(error))
+    return replace(flight, problem=f"nothing came within {wait:.0f} s")
 
 
 def _send_message(settings: Settings, pipeline: Pipeline, canary: str, wait: float) -> None:
@@ -103,38 +111,38 @@ def _write_row(settings: Settings, pipeline: Pipeline, canary: str, wait: float)
         connection.execute(sql.SQL(put).format(table), [ROW, canary])
 
 
-def _is_there(connection: redis.Redis, pipeline: Pipeline, flight: Flight) -> bool:
-    """Whether it shows under `recs:<name>:<version>:<row>`, with itself in the document. The version readers are on may
-    change meanwhile, so it is asked for each time."""
-    name, row = pipeline[flight.sink].redis_name, flight.canary if flight.sink == "canary_sink" else ROW
-    version = connection.get(keys.pointer(name))
-    document = connection.get(keys.document(name, str(version), row)) if version else None
-    return document is not None and flight.canary in str(document)
+@dataclass(frozen=True)
+class _Place:
+    """Where canaries show: `recs:<name>:<version>:<row>`, each in a row of its own or all in one, the newest in the document."""
+
+    name: str
+    row: str | None
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, sink: str) -> _Place:
+        return cls(pipeline[sink].redis_name, None if sink == "canary_sink" else ROW)
+
+
+def _is_there(connection: redis.Redis, place: _Place, canary: str) -> bool:
+    """The version readers are on may change meanwhile, so it is asked for each time."""
+    version = connection.get(keys.pointer(place.name))
+    document = connection.get(keys.document(place.name, str(version), place.row or canary)) if version else None
+    return document is not None and canary in str(document)
 
 
 # -- remembered for those who do not send any --------------------------------------------------------------------------
 
 
 def remember(state_dir: Path, flights: Iterable[Flight]) -> None:
-    """Keeps them in the state directory, as far as that can be written; of one that is lost, since when they are."""
-    before = {flight.sink: flight for flight in _kept(state_dir)}
-    now = [f if f.seconds is not None else replace(f, lost_since=_lost_since(before.get(f.sink), f)) for f in flights]
-    keep_whole(state_dir / REMEMBERED, json.dumps([asdict(flight) for flight in now]))
+    """Keeps them in the state directory, as far as that can be written."""
+    keep_whole(state_dir / REMEMBERED, json.dumps([asdict(flight) for flight in flights]))
 
 
 def remembered(state_dir: Path, now: float) -> list[Flight]:
     """The last ones, while they say something of now."""
-    return [flight for flight in _kept(state_dir) if 0 <= now - flight.sent_at < NEWS]
-
-
-def _lost_since(before: Flight | None, lost: Flight) -> float:
-    if before is None or before.seconds is not None:
-        return lost.sent_at
-    return before.lost_since or before.sent_at
-
-
-def _kept(state_dir: Path) -> list[Flight]:
     try:
-        return [Flight(**flight) for flight in json.loads((state_dir / REMEMBERED).read_text())]
-    except (OSError, ValueError, TypeError):
+        kept = json.loads((state_dir / REMEMBERED).read_text())
+        flights = [Flight(**{**f, "missing": tuple((str(c), float(at)) for c, at in f["missing"])}) for f in kept]
+    except (OSError, ValueError, TypeError, KeyError):
         return []
+    return [flight for flight in flights if 0 <= now - flight.sent_at < NEWS]

@@ -20,6 +20,7 @@ from recs_platform.readings import Reading
 FRESHNESS_SECONDS = 10.0  # lag that is no trouble, where a file's header does not say otherwise
 STALLED_AFTER = 45.0  # seconds without a step forward while something waits
 IDLE_AFTER = 60.0  # seconds without a new message
+MANY = 1_000  # messages: a backlog, and not what comes just then
 LONGEST_BLIND = 30.0  # seconds before a look for which what waits now may have waited already
 RATE_OVER = 10.0  # seconds over which messages are counted for a rate
 LOG_KEPT, LOG_LEFT = 2e9, 500e6  # bytes of PostgreSQL's log kept for the slot, and left until it gives the slot up
@@ -159,15 +160,16 @@ def _counted(reading: Reading | None, before: Seen, now: float) -> Seen:
         return before
     sent = reading.counters["messages"]
     taken = sent - int(reading.numbers.get("lag_messages", 0))
-    taken_at = before.taken_at if before.waited else max(before.looked_at, now - LONGEST_BLIND)
+    unseen = max(before.looked_at, now - LONGEST_BLIND)
+    began = now if sent - taken < MANY else unseen  # a few may just have come
     return _with_rates(
         replace(
             before,
             taken=taken,
-            taken_at=taken_at if taken == before.taken else now,
+            taken_at=(before.taken_at if before.waited else unseen) if taken == before.taken else now,
             sent=sent,
             sent_at=before.sent_at if sent == before.sent else now,
-            waits_at=before.waits_at if before.waited or before.taken < 0 else now,
+            waits_at=before.waits_at if before.waited or before.taken < 0 else began,
             looked_at=now,
         ),
         now,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from http.client import HTTPException
 from pathlib import Path
 from threading import Lock
@@ -22,6 +23,7 @@ from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.readings import Reading, of_catalog, of_stream, with_dead_letters
 from recs_platform.schema import copies
 from recs_platform.settings import LOCAL, Settings
+from recs_platform.stack.state import load as load_stack
 from recs_platform.watchers import WEB_SERVER, Watcher, ask, web_server
 from recs_platform.whole_file import keep_whole
 
@@ -122,9 +124,9 @@ def _with_flight(reading: Reading, flights: Sequence[canary.Flight]) -> Reading:
 
 
 def _with_loss(finding: Finding, flights: Sequence[canary.Flight], is_well: bool) -> Finding:
-    """Where all else is well a canary that is lost is a finding. Otherwise it may be late because of that, until the one
-    before has not come either; what is known to stand still or to be broken explains it for good."""
-    lost = [f for f in flights if (f.sink,) == finding.key and f.seconds is None and (is_well or f.follows_lost)]
+    """Where all else is well a canary that does not come in time is a finding. Otherwise it may be late because of that, until
+    it is lost; what is known to stand still or to be broken explains that, too."""
+    lost = [f for f in flights if (f.sink,) == finding.key and f.seconds is None and (is_well or f.is_lost)]
     if not lost or finding.state.rank > State.BEHIND.rank:
         return finding
     words = f"a canary: {lost[0].words}"
@@ -197,11 +199,20 @@ class Watch:
         if settings.dagster_url and now - self._watchers_at >= WATCHERS_EVERY:
             self._watchers_at = now
             try:
-                self._watchers, self._answered_at = tuple(ask(settings.dagster_url)), now
+                began = _daemon_began(settings.state_dir)
+                self._watchers = tuple(replace(watcher, since=began) for watcher in ask(settings.dagster_url))
+                self._answered_at = now
             except (OSError, HTTPException, ValueError, KeyError, TypeError):
                 known = (watcher for watcher in self._watchers if watcher.name != WEB_SERVER)
                 self._watchers = (*known, web_server(self._answered_at, settings.shown("dagster_url")))
         return self._watchers
+
+
+def _daemon_began(state_dir: Path) -> float | None:
+    """When the Dagster daemon of the stack here was started; None where it is no part of it."""
+    parts = stack.parts if (stack := load_stack(state_dir)) else []
+    since = next((part.since for part in parts if part.name == "dagster-daemon"), "")
+    return datetime.fromisoformat(since).timestamp() if since else None
 
 
 def _wanted(pipeline: Pipeline) -> Iterator[Reading]:

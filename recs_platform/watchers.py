@@ -27,15 +27,21 @@ QUERY = """{
 @dataclass(frozen=True)
 class Watcher:
     """A sensor or a daemon, or what is asked about them. `seen_at` in seconds since 1970, None for never; it should be seen
-    `every` so many seconds. `problem`: what it does instead, where that is known."""
+    `every` so many seconds. `since`: when whoever runs it began. `problem`: what it does instead, where that is known."""
 
     name: str
     every: float
     seen_at: float | None
     problem: str = ""
+    since: float | None = None
 
     def is_late(self, now: float) -> bool:
-        return self.seen_at is None or now - self.seen_at > max(PATIENCE * self.every, AT_LEAST)
+        if self.problem:
+            return self.seen_at is None or self._is_over(self.seen_at, now)
+        return self._is_over(max(self.seen_at or 0.0, self.since or 0.0), now)
+
+    def _is_over(self, moment: float, now: float) -> bool:
+        return now - moment > max(PATIENCE * self.every, AT_LEAST)
 
 
 def ask(dagster_url: str) -> list[Watcher]:

@@ -13,8 +13,7 @@ import dagster as dg
 import pytest
 import redis
 
-from recs_platform import canary
-from recs_platform.canary import NEWS, Flight, fly, remember, remembered
+from recs_platform.canary import LATE, NEWS, Flight, fly, remember, remembered
 from recs_platform.defs import canary as definitions
 from recs_platform.defs.resources import Platform
 from recs_platform.engines.local.client import LocalEngine
@@ -82,38 +81,39 @@ def test_an_engine_that_stands_still_loses_them_and_what_is_away_is_named(shop: 
     assert all("Redis at redis://:***@127.0.0.1" in problem for problem in told)
 
 
-def test_one_that_is_late_is_told_from_one_that_never_comes(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_those_that_came_late_are_not_missed(shop: Shop) -> None:
     pipeline = Pipeline.of(shop.settings)
-    monkeypatch.setattr(canary, "LATE", 0.0)
 
-    def flown() -> dict[str, bool]:
+    def flown() -> dict[str, int]:
         flights = fly(shop.settings, pipeline, wait=0.2)
         assert {flight.seconds for flight in flights} == {None}
         remember(shop.settings.state_dir, flights)
-        return {flight.sink: flight.follows_lost for flight in flights}
+        return {flight.sink: len(flight.missing) for flight in flights}
 
-    assert flown() == {"canary_sink": False, "heartbeat_sink": False}, "there was none before"
-    assert flown() == {"canary_sink": True, "heartbeat_sink": True}
+    assert flown() == {"canary_sink": 0, "heartbeat_sink": 0}, "there was none before"
+    assert flown() == {"canary_sink": 1, "heartbeat_sink": 1}
+    assert flown() == {"canary_sink": 2, "heartbeat_sink": 2}
     with at_work(shop):
-        eventually(lambda: len(shop.documents("canary")) == 2 and bool(shop.documents("heartbeat")))
-    assert flown() == {"canary_sink": False, "heartbeat_sink": False}, "those before came late"
+        eventually(lambda: len(shop.documents("canary")) == 3 and bool(shop.documents("heartbeat")))
+    assert flown() == {"canary_sink": 0, "heartbeat_sink": 0}, "those before came late"
 
 
-@pytest.mark.parametrize(("follows_lost", "is_told"), [(False, False), (True, True)])
+@pytest.mark.parametrize(("since", "is_told"), [(1.0, False), (2 * LATE, True)])
 def test_one_that_is_lost_for_good_is_told_of_beside_other_trouble(
     tmp_path: Path,
     kafka_servers: str,
     postgres_url: str,
     redis_url: str,
     topic_prefix: str,
-    follows_lost: bool,
+    since: float,
     is_told: bool,
 ) -> None:
     """Here a topic is missing, which has nothing to do with rows."""
     shop = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix)
     admin, topic = admin_client(shop.kafka), f"{shop.prefix}purchases"
     admin.delete_topics([topic])[topic].result(10)
-    lost = Flight("heartbeat_sink", "a row", time.time(), problem="nothing came", follows_lost=follows_lost)
+    now = time.time()
+    lost = Flight("heartbeat_sink", "a row", now, problem="nothing came", canary="b", missing=(("a", now - since),))
     remember(shop.settings.state_dir, [lost])
     with local(shop) as engine:
         assert isinstance(engine, LocalEngine)
@@ -144,14 +144,20 @@ def test_what_was_seen_is_remembered_while_it_is_news(tmp_path: Path) -> None:
     assert remembered(tmp_path, now + NEWS) == []
     (tmp_path / "canary.json").write_text("[{")
     assert remembered(tmp_path, now) == []
-    lost = [Flight("canary_sink", "a message", now + i, problem="nothing came") for i in range(3)]
-    for one in lost:
-        remember(tmp_path, [one])
-    assert [f.lost_since for f in remembered(tmp_path, now + 3)] == [now], "since the first that did not come"
-    remember(tmp_path, [flight])
-    remember(tmp_path, lost[2:])
-    assert [f.lost_since for f in remembered(tmp_path, now + 3)] == [now + 2], "and anew when one has come"
+    late = Flight("canary_sink", "a message", now, problem="nothing came", canary="b", missing=(("a", now - 30),))
+    remember(tmp_path, [late])
+    assert remembered(tmp_path, now) == [late]
     remember(tmp_path / "canary.json", [flight])  # no directory: nothing is kept, and nothing fails
+
+
+def test_what_does_not_come_is_late_for_a_minute_and_lost_from_then_on() -> None:
+    late = Flight("canary_sink", "a message", 1_000.0, problem="nothing came")
+    assert (late.lost_since, late.is_lost) == (1_000.0, False)
+    later = replace(late, missing=(("a", 1_000.0 - LATE), ("b", 990.0)))
+    assert (later.lost_since, later.is_lost) == (1_000.0 - LATE, False)
+    lost = replace(late, missing=(("a", 999.0 - LATE),))
+    assert lost.is_lost
+    assert not replace(lost, seconds=0.2).is_lost
 
 
 def test_a_lost_canary_is_a_finding_only_where_nothing_else_explains_it(shop: Shop) -> None:

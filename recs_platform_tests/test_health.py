@@ -92,6 +92,9 @@ def test_what_comes_after_a_quiet_spell_has_not_waited_all_the_while() -> None:
     assert found[BUYS].state is State.STALLED
     assert found[BUYS].words == "1 messages wait, and none has been taken in for 80 s"
     _, memory = judged(readings(), {}, NOW)
+    found, _ = judged(readings(buys=(6_000, 5_990, 3600.0)), memory, NOW + 3600)
+    assert found[BUYS].state is State.BEHIND, "so many do not come at once"
+    assert "the oldest for up to 30 s" in found[BUYS].words
     found, _ = judged(readings(buys=(11, 1, 9e4)), memory, NOW + 86_400)
     assert found[BUYS].state is State.FRESH, "nobody has looked for a day"
 

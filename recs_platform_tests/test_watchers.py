@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,12 @@ def test_code_that_cannot_be_loaded_is_late_in_place_of_its_sensors(dagster_url:
     [location] = [watcher for watcher in ask(dagster_url) if watcher.name.startswith("code location")]
     assert (location.name, location.is_late(NOW)) == ("code location broken.py", True)
     assert "No module named 'nothing_of_the_sort'" in location.problem
+
+
+def test_what_has_only_just_been_started_is_not_late() -> None:
+    never = Watcher("sensor canary", 30.0, None)
+    assert never.is_late(1_000.0)
+    assert not replace(never, since=950.0).is_late(1_000.0)
+    assert replace(never, since=800.0).is_late(1_000.0)
+    assert not replace(never, seen_at=100.0, since=950.0).is_late(1_000.0), "seen by a daemon before"
+    assert replace(never, since=950.0, problem="cannot be loaded").is_late(1_000.0)

@@ -86,20 +86,20 @@ def sender(pipeline: Pipeline) -> dg.SensorDefinition:
 
 def _behind(settings: Settings, pipeline: Pipeline, flights: Sequence[Flight]) -> list[str]:
     """What is behind and explains that one was lost: it waits with everything else. Nothing where something is worse."""
-    if all(flight.seconds is not None or flight.follows_lost for flight in flights):
+    if all(flight.seconds is not None or flight.is_lost for flight in flights):
         return []
     report = look_and_remember(settings, pipeline)
     return [label(cause.blame) for cause in report.causes] if report.state is State.BEHIND else []
 
 
 def _said(flights: Sequence[Flight], behind: Collection[str]) -> str:
-    lost = sorted((flight.sink, flight.follows_lost) for flight in flights if flight.seconds is None)
+    lost = sorted((flight.sink, flight.is_lost) for flight in flights if flight.seconds is None)
     return json.dumps([lost, bool(behind), int(time.time() // AT_LEAST_EVERY)])
 
 
 def _judged(flight: Flight, behind: Collection[str]) -> dict[str, Any]:
     """What a result of a run and an evaluation of a sensor both take."""
-    is_late = flight.seconds is None and not flight.follows_lost and bool(behind)
+    is_late = flight.seconds is None and not flight.is_lost and bool(behind)
     took: dict[str, dg.MetadataValue[Any]] = {}
     if flight.seconds is not None:
         took["milliseconds"] = dg.MetadataValue.float(round(1000 * flight.seconds, 1))

@@ -106,7 +106,8 @@ class Intake:
 class KafkaIntake:
     """Reads all partitions of the topics, new ones included. Used by one thread, outside of any event loop.
 
-    It reads ahead, about `ahead` messages or `AHEAD_BYTES`, in a thread of its own.
+    It reads ahead, about `ahead` messages or `AHEAD_BYTES`, in a thread of its own; as many as were asked for last where that
+    is less, for what lies here keeps all that comes meanwhile waiting.
     """
 
     def __init__(self, bootstrap_servers: str, topics: Iterable[str], ahead: int) -> None:
@@ -284,7 +285,7 @@ class _Reader:
     def __init__(
         self, bootstrap_servers: str, offsets: Mapping[Partition, int], fetch_wait_ms: int, ahead: int
     ) -> None:
-        self._ahead = ahead
+        self._ahead = self._ahead_at_most = ahead
         self._partitions = {at: TopicPartition(*at) for at in offsets}
         self._fetch_wait_ms = fetch_wait_ms
         self._changed = threading.Condition()
@@ -305,6 +306,7 @@ class _Reader:
     def read(self, timeout: float, at_most: int) -> _Batch:
         """What has been read ahead, or what a fetch brings now; waits up to `timeout` seconds for that."""
         with self._changed:
+            self._ahead = min(self._ahead_at_most, at_most)
             if not self._is_fetching:
                 self._is_fetching = True
                 self._want()
