@@ -213,16 +213,14 @@ def _of_topic(key: Key, reading: Reading | None, counts: Seen, pipeline: Pipelin
     still = now - counts.taken_at
     evidence["still_seconds"] = round(still, 1)
     if still >= STALLED_AFTER:
-        words = f"{lag:,} messages wait, and none has been taken in for {_ago(still)}"
+        words = f"{_waiting(lag)}, and none has been taken in for {_ago(still)}"
         return Finding(key, State.STALLED, now, words, "look at the engine's log, and at Kafka", key, evidence)
     wanted = min(freshness_wanted(source) for topic, source in pipeline.topics.items() if topic_key(topic) == key)
     if seconds > wanted:
-        words = f"{lag:,} messages wait, the oldest for up to {_ago(seconds)}; {_pace(counts, still)}"
+        words = f"{_waiting(lag)}, the oldest for up to {_ago(seconds)}; {_pace(counts, still)}"
         next_step = "it catches up by itself, unless more comes than can be done"
         return Finding(key, State.BEHIND, now, words, next_step, key, evidence | _rates(counts))
-    return Finding(
-        key, State.FRESH, now, f"{lag:,} messages wait, none for longer than {_ago(seconds)}", "", key, evidence
-    )
+    return Finding(key, State.FRESH, now, f"{_waiting(lag)}, none for longer than {_ago(seconds)}", "", key, evidence)
 
 
 def _rates(counts: Seen) -> dict[str, float | int]:
@@ -240,7 +238,7 @@ def _pace(counts: Seen, still: float) -> str:
         return "they are being taken in"
     if not counts.took:  # a tick that takes in very many at once is under way
         return f"none has been taken in for {_ago(still)}"
-    pace = f"{counts.took:,.0f} a second are taken in and {counts.came:,.0f} come"
+    pace = f"{_rate(counts.took)} a second are taken in and {_rate(counts.came)} come"
     if "seconds_to_work_off" not in rates:
         return f"{pace}: it does not catch up"
     return f"{pace}: worked off in about {_ago(rates['seconds_to_work_off'])}"
@@ -359,6 +357,14 @@ def _own_lag(relation: Relation, reading: Reading | None) -> Finding | None:
     }
     words = f"{what}, {_ago(wanted)} are wanted"
     return Finding(key, State.BEHIND, 0.0, words, "look at the load of the engine", key, evidence)
+
+
+def _waiting(messages: int) -> str:
+    return f"{messages:,} messages wait" if messages != 1 else "1 message waits"
+
+
+def _rate(a_second: float | None) -> str:
+    return f"{a_second or 0.0:,.{0 if a_second is None or a_second >= 10 else 1}f}"
 
 
 def _ago(seconds: float) -> str:

@@ -90,7 +90,7 @@ def test_what_comes_after_a_quiet_spell_has_not_waited_all_the_while() -> None:
     assert found[BUYS].state is State.BEHIND
     found, _ = judged(readings(buys=(11, 1, 3650.0)), memory, NOW + 3680)
     assert found[BUYS].state is State.STALLED
-    assert found[BUYS].words == "1 messages wait, and none has been taken in for 80 s"
+    assert found[BUYS].words == "1 message waits, and none has been taken in for 80 s"
     _, memory = judged(readings(), {}, NOW)
     found, _ = judged(readings(buys=(6_000, 5_990, 3600.0)), memory, NOW + 3600)
     assert found[BUYS].state is State.BEHIND, "so many do not come at once"

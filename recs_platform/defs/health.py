@@ -22,6 +22,7 @@ from recs_platform.settings import Settings
 
 FRESHNESS, IN_REDIS = "freshness", "in_redis"
 VIEWS_EVERY, SINKS_EVERY = 30, 60  # seconds between looks
+LONG_BEHIND = 300  # seconds
 AT_LEAST_EVERY = 900  # seconds between evaluations that say the same
 CRON = "*/30 * * * *"
 REDIS_ENGINE_SECONDS = 20.0
@@ -84,7 +85,7 @@ def view_freshness(pipeline: Pipeline) -> dg.SensorDefinition:
         ours = [finding for finding in report.findings if finding.key[0] in pipeline.relations]
         before = _told(context.cursor)
         period = int(time.time() // AT_LEAST_EVERY)
-        now = {f.key[0]: f"{f.state} {label(f.blame)} {period}" for f in ours}
+        now = {f.key[0]: f"{_severity(f).value} {f.state} {label(f.blame)} {period}" for f in ours}
         due = [f for f in ours if before.get(f.key[0]) != now[f.key[0]]]
         cursor = json.dumps(now)
         return dg.SensorResult(
@@ -123,7 +124,9 @@ def _of_finding(finding: Finding) -> dict[str, Any]:
 
 
 def _severity(finding: Finding) -> dg.AssetCheckSeverity:
-    return dg.AssetCheckSeverity.WARN if finding.state is State.BEHIND else dg.AssetCheckSeverity.ERROR
+    """Dagster shows a warning in a box's checks and not in its colour, so what stays behind becomes an error."""
+    is_short = finding.state is State.BEHIND and time.time() - finding.since < LONG_BEHIND
+    return dg.AssetCheckSeverity.WARN if is_short else dg.AssetCheckSeverity.ERROR
 
 
 def _evidence(finding: Finding) -> dict[str, dg.MetadataValue[Any]]:
