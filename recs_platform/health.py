@@ -20,6 +20,7 @@ from recs_platform.readings import Reading
 FRESHNESS_SECONDS = 10.0  # lag that is no trouble, where a file's header does not say otherwise
 STALLED_AFTER = 45.0  # seconds without a step forward while something waits
 IDLE_AFTER = 60.0  # seconds without a new message
+FEW = 100  # messages that wait
 MANY = 1_000  # messages: a backlog, and not what comes just then
 LONGEST_BLIND = 30.0  # seconds before a look for which what waits now may have waited already
 RATE_OVER = 10.0  # seconds over which messages are counted for a rate
@@ -234,7 +235,7 @@ def _rates(counts: Seen) -> dict[str, float | int]:
 
 def _pace(counts: Seen, still: float) -> str:
     rates = _rates(counts)
-    if not rates:
+    if not rates or (counts.took and counts.sent - counts.taken < FEW):  # how fast a few go says nothing
         return "they are being taken in"
     if not counts.took:  # a tick that takes in very many at once is under way
         return f"none has been taken in for {_ago(still)}"

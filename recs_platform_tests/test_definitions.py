@@ -6,7 +6,9 @@ After a change of `sql/` that is meant to change the graph: `python -m recs_plat
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ from recs_platform.defs.observe import observer
 from recs_platform.defs.resources import Platform
 from recs_platform.engines import connect
 from recs_platform.engines.local.client import LocalEngine
+from recs_platform.health import Finding, State
 from recs_platform.lineage import Lineage
+from recs_platform.monitor import Report
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.plan import Plan, Tell
 from recs_platform.readings import WHILE_IDLE, WHILE_MOVING, Journal, Reading
@@ -295,6 +299,24 @@ def test_freshness_is_judged_for_every_relation_and_told_on_a_change(
     assert not any(evaluation.passed for evaluation in found.values())
     assert "does not answer" in str(found["trending_products"].description)
     assert f"{len(pipeline.relations)} broken" in result.skip_reason.skip_message
+
+
+@pytest.mark.parametrize(
+    ("state", "since", "severity"),
+    [(State.BEHIND, 200, "WARN"), (State.BEHIND, 400, "ERROR"), (State.STALLED, 1, "ERROR")],
+)
+def test_what_is_behind_is_a_warning_for_five_minutes(
+    monkeypatch: pytest.MonkeyPatch, state: State, since: float, severity: str
+) -> None:
+    pipeline, now = Pipeline.load(default_sql_dir()), time.time()
+    view = Finding(("trending_products",), state, now - since, "many wait", blame=("kafka", "user_activity"))
+    monkeypatch.setattr(health, "look_and_remember", lambda *_: Report(now, (), (view,)))
+    found, result = evaluated(health.view_freshness(pipeline))
+    assert found["trending_products"].severity.value == severity
+    assert not evaluated(health.view_freshness(pipeline), result.cursor)[0], "nothing is news"
+    later = replace(view, since=now - since - 200)
+    monkeypatch.setattr(health, "look_and_remember", lambda *_: Report(now, (), (later,)))
+    assert bool(evaluated(health.view_freshness(pipeline), result.cursor)[0]) is (severity == "WARN")
 
 
 def test_an_emptied_redis_and_a_lost_key_are_seen(shop: Shop) -> None:
