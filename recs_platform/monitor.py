@@ -124,9 +124,10 @@ def _with_flight(reading: Reading, flights: Sequence[canary.Flight]) -> Reading:
 
 
 def _with_loss(finding: Finding, flights: Sequence[canary.Flight], is_well: bool) -> Finding:
-    """Where all else is well a canary that does not come in time is a finding. Otherwise it may be late because of that, until
-    it is lost; what is known to stand still or to be broken explains that, too."""
-    lost = [f for f in flights if (f.sink,) == finding.key and f.seconds is None and (is_well or f.is_lost)]
+    """Where all else is well, and was when it was sent, a canary that does not come in time is a finding. Otherwise it may be
+    late because of that, until it is lost; what is known to stand still or to be broken explains that, too."""
+    late = [flight for flight in flights if (flight.sink,) == finding.key and flight.seconds is None]
+    lost = [flight for flight in late if flight.is_lost or (is_well and flight.sent_at >= finding.since)]
     if not lost or finding.state.rank > State.BEHIND.rank:
         return finding
     words = f"a canary: {lost[0].words}"

@@ -17,7 +17,8 @@ from recs_platform.canary import LATE, NEWS, Flight, fly, remember, remembered
 from recs_platform.defs import canary as definitions
 from recs_platform.defs.resources import Platform
 from recs_platform.engines.local.client import LocalEngine
-from recs_platform.health import Finding, State
+from recs_platform.health import Finding, Seen, State
+from recs_platform.lineage import Key
 from recs_platform.monitor import Report, look
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings
@@ -125,6 +126,29 @@ def test_one_that_is_lost_for_good_is_told_of_beside_other_trouble(
 
         eventually(lambda: "also_bought" in ill())
         assert ("heartbeat_sink" in ill()) is is_told
+    shop.close()
+
+
+def test_one_that_was_sent_while_something_else_was_wrong_says_nothing_of_now(
+    tmp_path: Path, kafka_servers: str, postgres_url: str, redis_url: str, topic_prefix: str
+) -> None:
+    shop = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix)
+    with local(shop) as engine:
+        assert isinstance(engine, LocalEngine)
+        settings = replace(shop.settings, engine_url=engine.url, engine_token="secret-token")
+        pipeline, memory = Pipeline.of(settings), dict[Key, Seen]()
+
+        def is_well() -> bool:
+            nonlocal memory
+            report, memory = look(settings, pipeline, memory)
+            return report.state.is_well
+
+        eventually(is_well)
+        lost = Flight("heartbeat_sink", "a row", time.time() - 100, problem="nothing came", canary="a")
+        remember(settings.state_dir, [lost])
+        assert is_well()
+        remember(settings.state_dir, [replace(lost, sent_at=time.time())])
+        assert not is_well()
     shop.close()
 
 
