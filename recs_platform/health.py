@@ -66,7 +66,7 @@ class Seen:
     """What was known of a box at the last look: its state and since when; how many messages were taken in, and since when
     as many or nothing waited; how many there were, and since when as many; since when some wait. `took` and `came`: messages a
     second between the last two looks that were `RATE_OVER` apart, None where that is not known; `mark`: when the later of them
-    was, and what was taken in and sent. `blame`: the box it was because of."""
+    was, and what was taken in and sent. `looked_at`: when that was; `blame`: the box the state was because of."""
 
     state: str = State.UNKNOWN
     since: float = 0.0
