@@ -617,6 +617,22 @@ def test_how_far_topics_are_read(cluster: Cluster, kafka: dict[tuple[str, int], 
     assert partitions(cluster)["user_activity", 0]["lag"] == 0
 
 
+def test_a_topic_that_was_created_anew_is_broken_and_says_what_to_do(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]
+) -> None:
+    cluster.engine.apply()
+    rows = [{"kafka_partition": "0", "last_offset": 99, "newest": datetime.now(UTC)}]
+    cluster.catalog.progress["user_activity_raw_progress"] = rows
+    assert not cluster.engine.status()["problems"]
+    kafka["user_activity", 0] = (0, 12)
+    status, pipeline = cluster.engine.status(), Pipeline.of(cluster.engine.settings)
+    found = {f.key: f for f in judge(pipeline, of_stream(status, pipeline), {}, 0.0)[0]}
+    assert found["kafka", "user_activity"].state is State.BROKEN
+    assert "ends at 12, and 100 were read before" in found["kafka", "user_activity"].words
+    assert "`recs apply --rebuild user_activity_raw`" in found["kafka", "user_activity"].words
+    assert found["kafka", "purchases"].state is not State.BROKEN
+
+
 def test_the_end_of_a_transaction_is_no_message_that_waits(
     cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,7 @@ from recs_platform.engines.risingwave.checks import (
     risingwave_version,
 )
 from recs_platform.engines.risingwave.happenings import Happenings, happenings, in_words
-from recs_platform.engines.risingwave.lag import partitions
+from recs_platform.engines.risingwave.lag import begun_anew, partitions
 from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
 from recs_platform.engines.risingwave.postgres import count_rows, drop_slot, major_version
 from recs_platform.engines.risingwave.statements import (
@@ -273,6 +273,7 @@ class RisingWaveEngine:
             found = self._asked(problems, "partitions", lambda: partitions(files, live, kafka, self._rows), found)
         except KafkaException as error:
             problems["kafka"] = f"Kafka at {hosts(kafka)}: {describe(error)}"
+        problems |= {f"kafka/{topic}": words for topic, words in begun_anew(found, files).items()}
         seen = self._asked(problems, "events", lambda: happenings(deployment, self._rows), Happenings())
         for sink, words in seen.failing_sinks.items():
             # masked before it is cut, or half a password would be left

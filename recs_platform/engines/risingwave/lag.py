@@ -32,13 +32,28 @@ def partitions(files: Pipeline, live: Iterable[str], kafka: str, rows: Rows) -> 
     watched = {topic: view for topic, s in files.topics.items() if (view := s.name + PROGRESS) in there}
     admin = admin_client(kafka)
     at = [(topic, n) for topic, info in describe_topics(admin, watched).items() for n in info.partitions]
-    starts, ends = log_starts(admin, at), log_ends(admin, at)
     read = {
         (topic, int(row["kafka_partition"])): row
         for topic, view in watched.items()
         for row in rows(f"SELECT * FROM {view}")
     }
+    starts, ends = (
+        log_starts(admin, at),
+        log_ends(admin, at),
+    )  # after that, so that no end is before what was read of it
     return [_partition(kafka, place, read.get(place), starts[place], ends[place]) for place in at]
+
+
+def begun_anew(found: Iterable[Mapping[str, Any]], files: Pipeline) -> dict[str, str]:
+    """Topic → what is wrong with one of which more was read than it has: nothing that comes is read until it has as much."""
+    return {
+        p[
+            "topic"
+        ]: f"partition {p['partition']} of {p['topic']} ends at {p['end_offset']:,}, and {p['next_offset']:,} were read "
+        f"before: it was created anew, or has lost its end. `recs apply --rebuild {files.topics[p['topic']].name}` reads it anew"
+        for p in found
+        if p["next_offset"] > p["end_offset"]
+    }
 
 
 @lru_cache(maxsize=1_000)
