@@ -248,24 +248,23 @@ def _pace(counts: Seen, still: float) -> str:
 def _of_catalog(key: Key, found: Mapping[Key, Reading], pipeline: Pipeline, now: float) -> Finding:
     """As its table and the slot it is read through are."""
     slots = [found.get(relation_key(r.name)) for r in pipeline if r.connector == "postgres-cdc"]
-    for slot in slots:
-        if slot is not None and (problem := slot.state.get("problem")):
-            return Finding(key, State.BROKEN, now, problem, "the engine makes a new one and reads the tables anew", key)
-        if slot is not None and slot.state.get("wal_status") == "lost":
-            return Finding(
-                key,
-                State.BROKEN,
-                now,
-                "PostgreSQL has given up the replication slot",
-                "the engine reads the tables anew",
-                key,
-            )
-        if slot is not None and (words := _kept_log(slot)):
+    for slot in filter(None, slots):
+        remedy = _slot_remedy(slot)
+        if problem := slot.state.get("problem"):
+            return Finding(key, State.BROKEN, now, problem, remedy, key)
+        if slot.state.get("wal_status") == "lost":
+            return Finding(key, State.BROKEN, now, "PostgreSQL has given up the replication slot", remedy, key)
+        if words := _kept_log(slot):
             next_step = "see whether the engine reads; `max_slot_wal_keep_size` bounds what is kept"
             return Finding(key, State.BEHIND, now, words, next_step, key, slot.numbers)
     if key not in found:
         return Finding(key, State.UNKNOWN, now, "PostgreSQL was not looked at", "", key)
     return Finding(key, State.FRESH, now, "its changes are followed", "", key)
+
+
+def _slot_remedy(slot: Reading | None) -> str:
+    """Who mends a slot that is lost."""
+    return (slot.state.get("remedy") if slot else None) or "the engine makes a new one and reads the tables anew"
 
 
 def _kept_log(slot: Reading) -> str:
@@ -308,7 +307,7 @@ def _of_relation(
     if problem:
         after = "what is not written stays marked, and is when that is mended"
         if relation.kind is Kind.SOURCE:
-            after = "nothing of what it brings is lost, and all of it follows when that is mended"
+            after = _slot_remedy(reading)
         if relation.kind is Kind.TABLE:
             after = "its rows stay as they are, and follow when that is mended"
         return Finding(key, State.BROKEN, 0.0, problem, after, key)

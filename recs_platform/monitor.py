@@ -94,7 +94,9 @@ def read_all(settings: Settings, pipeline: Pipeline, patience: float = ENGINE_SE
     except RecsError as error:
         read.engine_problem = str(error)
     try:
-        read.readings += _catalog(settings, pipeline, slot_of(settings, read.status))
+        read.readings += _catalog(
+            settings, pipeline, slot_of(settings, read.status), read.status.get("slot_remedy", "")
+        )
     except RecsError as error:
         read.catalog_problem = str(error)
     return read
@@ -160,11 +162,11 @@ def slot_of(settings: Settings, status: Mapping[str, Any]) -> str | None:
     return status.get("slot") or (settings.replication_slot if settings.engine == LOCAL else None)
 
 
-def _catalog(settings: Settings, pipeline: Pipeline, slot: str | None) -> list[Reading]:
+def _catalog(settings: Settings, pipeline: Pipeline, slot: str | None, remedy: str) -> list[Reading]:
     """With the slot that the engine says it reads through. Raises `SourceError`, or `SettingsError` when no stack runs."""
     if not copies(pipeline):
         return []
-    return of_catalog(settings.require("postgres_url"), slot, pipeline)
+    return of_catalog(settings.require("postgres_url"), slot, pipeline, remedy)
 
 
 class Watch:

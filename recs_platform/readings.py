@@ -150,8 +150,10 @@ def _problem(status: Mapping[str, Any], part: str, thing: str = "") -> dict[str,
 # -- PostgreSQL -------------------------------------------------------------------------------------------------------
 
 
-def of_catalog(url: str, slot: str | None, pipeline: Pipeline) -> list[Reading]:
+def of_catalog(url: str, slot: str | None, pipeline: Pipeline, remedy: str = "") -> list[Reading]:
     """The replication slot (as a reading of the source that reads through it), where it is known, and the catalog tables.
+
+    `remedy`: what a person does where the slot is lost; "" where the engine does it by itself.
 
     Raises `SourceError`, password masked, when PostgreSQL does not answer.
     """
@@ -164,16 +166,16 @@ def of_catalog(url: str, slot: str | None, pipeline: Pipeline) -> list[Reading]:
             rows = {table: server.execute(_TABLE, [table]).fetchone() for table in sorted(tables)}
     except psycopg.Error as error:
         raise SourceError(f"PostgreSQL at {masked(url)} cannot be observed: {masked(str(error)).strip()}") from None
-    of_slot = [_of_slot(source, slot, found) for source in sources] if slot else []
+    of_slot = [_of_slot(source, slot, found, remedy) for source in sources] if slot else []
     return [*of_slot, *(_of_table(*item) for item in rows.items())]
 
 
-def _of_slot(source: Relation, slot: str, row: Mapping[str, Any] | None) -> Reading:
-    key = relation_key(source.name)
+def _of_slot(source: Relation, slot: str, row: Mapping[str, Any] | None, remedy: str) -> Reading:
+    key, state = relation_key(source.name), {"slot": slot} | ({"remedy": remedy} if remedy else {})
     if row is None:
-        return Reading(key, state={"slot": slot, "problem": f"PostgreSQL has no replication slot {slot!r}"})
+        return Reading(key, state={**state, "problem": f"PostgreSQL has no replication slot {slot!r}"})
     numbers = {name: row[name] for name in ("lag_bytes", "retained_bytes", "bytes_until_lost") if row[name] is not None}
-    return Reading(key, numbers, state={"slot": slot, "wal_status": row["wal_status"] or "unknown"})
+    return Reading(key, numbers, state={**state, "wal_status": row["wal_status"] or "unknown"})
 
 
 def _of_table(table: str, row: Mapping[str, Any] | None) -> Reading:

@@ -107,6 +107,19 @@ def test_since_is_that_of_the_trouble_and_not_of_another_one_before() -> None:
     assert (found["trending_products",].state, found["trending_products",].since) == (State.BROKEN, NOW + 60)
 
 
+@pytest.mark.parametrize("state", [{"problem": "PostgreSQL has no replication slot 'recs'"}, {"wal_status": "lost"}])
+def test_a_lost_slot_breaks_what_is_read_through_it_and_says_who_mends_it(state: dict[str, str]) -> None:
+    others = readings(without=[("shop",)])
+    found, _ = judged([*others, Reading(("shop",), state=state)])
+    assert {found[box].state for box in (("postgres", "customers"), ("customers",), ("products_sink",))} == {
+        State.BROKEN
+    }
+    assert found["products_sink",].next == "the engine makes a new one and reads the tables anew"
+    found, _ = judged([*others, Reading(("shop",), state={**state, "remedy": "`recs apply --rebuild shop`"})])
+    assert found["products_sink",].next == "`recs apply --rebuild shop`"
+    assert found["trending_products",].state is State.FRESH
+
+
 def test_a_topic_that_is_not_read_is_broken_and_no_other_one() -> None:
     status = {"partitions": [], "relations": [], "problems": {"kafka/purchases": "there is no such topic"}}
     found, _ = judged([*of_topics(status, PIPELINE.topics), *readings(without=[BUYS])])

@@ -473,7 +473,9 @@ def test_the_status_tells_the_slot_the_catalog_is_read_through(
 ) -> None:
     assert cluster.engine.status()["slot"] is None
     cluster.engine.apply()
-    assert cluster.engine.status()["slot"] == f"recs_{cluster.engine.deployment().live['shop']}"
+    status = cluster.engine.status()
+    assert status["slot"] == f"recs_{cluster.engine.deployment().live['shop']}"
+    assert status["slot_remedy"] == "`recs apply --rebuild shop` makes a new one and reads the tables anew"
 
 
 def test_postgresql_is_asked_only_where_it_is_read_anew(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,6 +249,7 @@ class RisingWaveEngine:
         """`relations` (name, kind, fingerprint) that are live, `building` (physical name → how far);
         `gone_back`: whether a version that the files want was replaced, or only a part of them is deployed by choice.
 
+        `slot`: the replication slot the catalog is read through, `slot_remedy`: what to do where PostgreSQL has lost it.
         `partitions`: how far each partition of the events' topics is read, from the views that are there for it.
         `problems`: what keeps it from reading or writing just now. A part that cannot be asked is one, and the others are told.
         """
@@ -280,9 +281,12 @@ class RisingWaveEngine:
             problems[f"redis/{sink}"] = self._masked(words)[:LONGEST_PROBLEM]
         if seen.recovering_since:
             problems["engine"] = f"the RisingWave is recovering since {seen.recovering_since:%H:%M:%S} UTC"
-        prefix = self.settings.replication_slot
+        reader = next((v for v in deployment.versions if v.is_connection and v.is_live), None)
         return {
-            "slot": next((slot_name(prefix, v.id) for v in deployment.versions if v.is_connection and v.is_live), None),
+            "slot": slot_name(self.settings.replication_slot, reader.id) if reader else None,
+            "slot_remedy": f"`recs apply --rebuild {reader.name}` makes a new one and reads the tables anew"
+            if reader
+            else "",
             "barrier_seconds": seen.barrier_seconds,
             "relations": relations,
             "building": building,
