@@ -170,6 +170,11 @@ def of_catalog(url: str, slot: str | None, pipeline: Pipeline, remedy: str = "")
     return [*of_slot, *(_of_table(*item) for item in rows.items())]
 
 
+def is_lost(slot: Reading) -> bool:
+    """Whether a reading of a replication slot says that it is gone, or given up."""
+    return "problem" in slot.state or slot.state.get("wal_status") == "lost"
+
+
 def _of_slot(source: Relation, slot: str, row: Mapping[str, Any] | None, remedy: str) -> Reading:
     key, state = relation_key(source.name), {"slot": slot} | ({"remedy": remedy} if remedy else {})
     if row is None:

@@ -140,6 +140,11 @@ class Settings:
         60.0,
         "after how long a part of the stack that does not answer is started again; 0 for never",
     )
+    repair_slot: bool = _setting(
+        "RECS_REPAIR_SLOT",
+        True,
+        "whether Dagster has a RisingWave read the catalog anew whose replication slot PostgreSQL has lost",
+    )
     repair_sinks: bool = _setting(
         "RECS_REPAIR_SINKS",
         True,

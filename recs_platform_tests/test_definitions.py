@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -411,6 +412,52 @@ def test_the_scheduled_run_judges_the_same(shop: Shop) -> None:
     assert all(found.values())
     schedule = loaded().resolve_schedule_def("freshness_check")
     assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
+
+
+# -- the replication slot --------------------------------------------------------------------------------------------
+
+
+def test_a_slot_that_is_lost_under_an_engine_that_does_not_retake_it_has_the_catalog_read_anew_once(
+    tables: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot = f"slot_{time.monotonic_ns()}"
+    status: dict[str, Any] = {"slot": slot, "slot_remedy": "`recs apply --rebuild shop`"}
+
+    class Answering:
+        def status(self) -> dict[str, Any]:
+            return status
+
+    @contextmanager
+    def engine(self: Platform) -> Iterator[Answering]:
+        yield Answering()
+
+    monkeypatch.setattr(Platform, "engine", engine)
+    pipeline, cursor = Pipeline.load(default_sql_dir()), None
+
+    def ticked() -> list[str]:
+        nonlocal cursor
+        with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:
+            result = catalog.slot_health(pipeline)(context)
+        assert isinstance(result, dg.SensorResult)
+        cursor = result.cursor
+        return [key.to_user_string() for r in result.run_requests or () for key in r.asset_selection or ()]
+
+    tables.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])
+    assert ticked() == ticked() == []
+    tables.execute("SELECT pg_drop_replication_slot(%s)", [slot])
+    assert ticked() == [], "it may be about to be made"
+    assert ticked() == ["shop"]
+    assert ticked() == [], "once an incident"
+    with monkeypatch.context() as away:
+        away.setenv("RECS_POSTGRES_URL", f"postgresql://recs@127.0.0.1:{free_port()}/shop")
+        assert ticked() == []
+    assert ticked() == [], "nor again after a look that could not look"
+    cursor = None
+    monkeypatch.setenv("RECS_REPAIR_SLOT", "false")
+    assert [*ticked(), *ticked()] == []
+    monkeypatch.delenv("RECS_REPAIR_SLOT")
+    status["slot_remedy"] = ""
+    assert [*ticked(), *ticked()] == [], "the engine makes it anew by itself"
 
 
 # -- the catalog's columns ---------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""The catalog's columns: a check on each copy of a table, and a sensor that has built anew what a change made wrong."""
+"""The catalog: a check on the columns of each copy of a table, a sensor that has built anew what a change made wrong, and one
+that has a lost replication slot retaken."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -7,15 +8,17 @@ from typing import Any
 
 import dagster as dg
 
+from recs_platform import repairs
 from recs_platform.catalog_watch import Memory, Report, look
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.stream import REBUILD
 from recs_platform.errors import RecsError
 from recs_platform.pipeline import Pipeline
+from recs_platform.readings import is_lost, of_catalog
 from recs_platform.schema import CatalogColumn, Drift, copies, drifts, read_columns
 from recs_platform.settings import Settings
 
-EVERY = 30  # seconds between looks
+EVERY, SLOT_EVERY = 30, 60  # seconds between looks
 AT_LEAST_EVERY = 3600  # seconds between evaluations that say the same
 CHECK = "catalog_schema"
 NEXT = (
@@ -30,7 +33,7 @@ def definitions() -> dg.Definitions:
     pipeline = Pipeline.of(Settings.load())
     if not copies(pipeline):  # the catalog comes from topics or files
         return dg.Definitions()
-    return dg.Definitions(asset_checks=[checks(pipeline)], sensors=[watcher(pipeline)])
+    return dg.Definitions(asset_checks=[checks(pipeline)], sensors=[watcher(pipeline), slot_health(pipeline)])
 
 
 def checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
@@ -88,6 +91,53 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
         )
 
     return schema_change
+
+
+def slot_health(pipeline: Pipeline) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="slot_health",
+        job_name=REBUILD,
+        minimum_interval_seconds=SLOT_EVERY,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Sees that PostgreSQL has lost the slot the catalog is read through; where the engine does not make it anew by "
+        "itself, has the catalog read anew, once an incident.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
+        """What is lost at two looks starts one run of `rebuild_views`, where the settings allow it."""
+        before, connections = repairs.load(context.cursor), [r.name for r in pipeline if r.connector == "postgres-cdc"]
+        try:
+            may_repair = platform.settings().repair_slot
+            lost, words = _lost_slots(platform, pipeline)
+        except RecsError as error:
+            after, due = repairs.follow(before, [], time.time(), unseen=connections)
+            words = str(error)
+        else:
+            after, due = repairs.follow(before, lost, time.time(), may_repair=may_repair)
+        key = "; ".join(f"{name} since {after[name].since:.0f}" for name in due)
+        return dg.SensorResult(
+            run_requests=[dg.RunRequest(run_key=key, asset_selection=[dg.AssetKey(name) for name in due])]
+            if due
+            else [],
+            skip_reason=None if due else words,
+            cursor=repairs.dump(after),
+        )
+
+    return sensor
+
+
+def _lost_slots(platform: Platform, pipeline: Pipeline) -> tuple[list[str], str]:
+    """The connections whose slot is lost and that are not made anew by the engine itself, and how that is in words.
+
+    Raises `RecsError` where the engine or PostgreSQL does not answer.
+    """
+    with platform.engine() as engine:
+        status = engine.status()
+    slot = status.get("slot")
+    if not slot or not status.get("slot_remedy"):
+        return [], "there is no slot" if not slot else "the engine makes its slot anew by itself"
+    readings = of_catalog(platform.settings().require("postgres_url"), slot, pipeline)
+    lost = [reading.key[0] for reading in readings if "slot" in reading.state and is_lost(reading)]
+    return lost, f"PostgreSQL has {'lost' if lost else 'kept'} the slot {slot}"
 
 
 def columns(platform: Platform, pipeline: Pipeline) -> dict[str, tuple[CatalogColumn, ...]]:
