@@ -123,6 +123,7 @@ def test_the_check_is_red_while_too_many_come(
 ) -> None:
     monkeypatch.setattr(Platform, "settings", lambda self: shop.settings)
     monkeypatch.setattr(Platform, "engine", lambda self, timeout: nullcontext(engine))
+    monkeypatch.setattr(events, "WHILE_THEY_COME", 10**9)
     watcher, cursor = events.watcher(Pipeline.of(shop.settings)), None
     for told in (["purchases_raw", "user_activity_raw"], []):
         with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:

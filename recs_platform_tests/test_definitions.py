@@ -40,6 +40,13 @@ from recs_platform_tests.test_contract import local
 SNAPSHOT = Path(__file__).parent / "snapshots" / "asset_graph.json"
 
 
+@pytest.fixture(autouse=True)
+def at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No period begins between two ticks, after which what is no news is told again."""
+    for sensors in (health, catalog):
+        monkeypatch.setattr(sensors, "AT_LEAST_EVERY", 10**9)
+
+
 def loaded() -> dg.Definitions:
     """The definitions as a code server loads them."""
     return defs()

@@ -208,6 +208,9 @@ def test_a_killed_valkey_comes_back_on_its_port_with_its_data(running_stack: Sta
     url = running_stack.settings().redis_url
     with redis.Redis.from_url(url) as connection:
         connection.set("kept", "yes")
+        assert connection.execute_command("WAITAOF", 1, 0, 10_000)[0] == 1, (
+            "on disk: it answers before, while the disk is slow"
+        )
     old = running_stack.kill("valkey")
     assert wait_until(running_stack.restarted("valkey", old), SECONDS)
     with redis.Redis.from_url(url) as connection:
