@@ -100,8 +100,9 @@ def test_the_fields_that_are_read_are_those_of_the_lineage() -> None:
 
 
 @pytest.fixture
-def topics(kafka_servers: str, topic_prefix: str) -> Pipeline:
-    """The pipeline over topics of the test's own."""
+def topics(kafka_servers: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """The pipeline over topics of the test's own; no period begins meanwhile after which what is no news is told again."""
+    monkeypatch.setattr(events, "AT_LEAST_EVERY", 10**9)
     ensure_topics(kafka_servers, [topic_prefix + "user_activity", topic_prefix + "purchases"], 2)
     texts = {
         relation.name: relation.text.replace("topic = '", f"topic = '{topic_prefix}")
