@@ -67,11 +67,11 @@ class Audit:
     @property
     def problem(self) -> str:
         """What is wrong, "" where nothing is."""
-        if self.away:
+        if self.kind == "away":
             return self.away
-        if self.pointer is None:
+        if self.kind == "no pointer":
             return "Redis has no pointer for it: it was emptied, or is another one"
-        if not self.pointer.startswith(self.deployed):
+        if self.kind == "another version":
             return f"readers are on version {self.pointer}, and {self.deployed} is deployed"
         wrong = {"missing": self.missing, "stale": self.stale, "orphaned": self.orphaned}
         told = [f"{len(found):,} {what} ({found[0]} among them)" for what, found in wrong.items() if found]

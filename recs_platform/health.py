@@ -15,7 +15,7 @@ from typing import Any
 
 from recs_platform.lineage import Key, outside_key, relation_key, topic_key
 from recs_platform.pipeline import Kind, Pipeline, Relation
-from recs_platform.readings import Reading
+from recs_platform.readings import Reading, is_lost
 
 FRESHNESS_SECONDS = 10.0  # lag that is no trouble, where a file's header does not say otherwise
 STALLED_AFTER = 45.0  # seconds without a step forward while something waits
@@ -250,10 +250,9 @@ def _of_catalog(key: Key, found: Mapping[Key, Reading], pipeline: Pipeline, now:
     slots = [found.get(relation_key(r.name)) for r in pipeline if r.connector == "postgres-cdc"]
     for slot in filter(None, slots):
         remedy = _slot_remedy(slot)
-        if problem := slot.state.get("problem"):
-            return Finding(key, State.BROKEN, now, problem, remedy, key)
-        if slot.state.get("wal_status") == "lost":
-            return Finding(key, State.BROKEN, now, "PostgreSQL has given up the replication slot", remedy, key)
+        if is_lost(slot):
+            words = slot.state.get("problem", "PostgreSQL has given up the replication slot")
+            return Finding(key, State.BROKEN, now, words, remedy, key)
         if words := _kept_log(slot):
             next_step = "see whether the engine reads; `max_slot_wal_keep_size` bounds what is kept"
             return Finding(key, State.BEHIND, now, words, next_step, key, slot.numbers)

@@ -23,6 +23,7 @@ from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.readings import Reading, of_catalog, of_stream, with_dead_letters
 from recs_platform.schema import copies
 from recs_platform.settings import LOCAL, Settings
+from recs_platform.stack.dagster import DAEMON
 from recs_platform.stack.state import load as load_stack
 from recs_platform.watchers import WEB_SERVER, Watcher, ask, web_server
 from recs_platform.whole_file import keep_whole
@@ -214,7 +215,7 @@ class Watch:
 def _daemon_began(state_dir: Path) -> float | None:
     """When the Dagster daemon of the stack here was started; None where it is no part of it."""
     parts = stack.parts if (stack := load_stack(state_dir)) else []
-    since = next((part.since for part in parts if part.name == "dagster-daemon"), "")
+    since = next((part.since for part in parts if part.name == DAEMON), "")
     return datetime.fromisoformat(since).timestamp() if since else None
 
 

@@ -36,12 +36,8 @@ class Watcher:
     since: float | None = None
 
     def is_late(self, now: float) -> bool:
-        if self.problem:
-            return self.seen_at is None or self._is_over(self.seen_at, now)
-        return self._is_over(max(self.seen_at or 0.0, self.since or 0.0), now)
-
-    def _is_over(self, moment: float, now: float) -> bool:
-        return now - moment > max(PATIENCE * self.every, AT_LEAST)
+        began = 0.0 if self.problem else self.since or 0.0
+        return now - max(self.seen_at or 0.0, began) > max(PATIENCE * self.every, AT_LEAST)
 
 
 def ask(dagster_url: str) -> list[Watcher]:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -50,6 +50,7 @@ BETWEEN_CATALOG_POLLS = 0.2
 BETWEEN_TRIMS = 60.0
 STANDS = 60.0  # seconds of one round from which on that is a problem
 RETRY_CATALOG = 1.0
+TOPIC = "kafka/"  # what the problem of a topic is called, before its name
 LEFT = "left"  # the fact that names the files somebody has gone back from, or deployed a part of
 
 
@@ -140,8 +141,7 @@ class Engine:
         )
         taken_at = datetime.now(UTC)
         self._note_problem("kafka", messages.problem)
-        for topic in self.database.pipeline.topics:
-            self._note_problem(f"kafka/{topic}", messages.of_topics.get(topic))
+        self._note_problems_of_topics(messages.of_topics)
         for reset in messages.resets:
             log.warning("topic %s partition %s began anew: %s", reset.topic, reset.partition, reset.reason)
         catalog = self._catalog()
@@ -407,6 +407,12 @@ class Engine:
         elif self.problems.get(part) != problem:
             log.warning("%s", problem)
             self.problems[part] = problem
+
+    def _note_problems_of_topics(self, problems: Mapping[str, str]) -> None:
+        """One that was noted and is not there any more is over, also of a topic that is not read any more."""
+        noted = {part.removeprefix(TOPIC) for part in self.problems if part.startswith(TOPIC)}
+        for topic in noted | problems.keys():
+            self._note_problem(TOPIC + topic, problems.get(topic))
 
     @property
     def slot(self) -> str | None:

@@ -169,14 +169,14 @@ class RisingWaveEngine:
             return Applier(self, self._redis, self.settings.grace_seconds, tell).roll_back()
 
     def _planned(self, pipeline: Pipeline, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
-        self.check(pipeline)
+        version = self.check(pipeline)
         deployment = self.deployment()
         live = {name: version.fingerprint for name, version in deployment.live.items()}
         chosen = going_along(pipeline, live, only) if only else None
         emptied = [name for name in self._emptied(deployment) if name in pipeline.relations]
         lost = {name for name in emptied if chosen is None or name in chosen}.difference(rebuild)
         plan = make_plan(pipeline, deployment, self.capabilities, {*rebuild, *lost}, chosen)
-        self._check_catalog(pipeline[name] for name in plan.creates)
+        self._check_catalog(version, (pipeline[name] for name in plan.creates))
         why = "Redis has lost its keys"
         return replace(plan, steps=tuple(replace(s, reason=why) if s.name in lost else s for s in plan.steps))
 
@@ -362,22 +362,21 @@ class RisingWaveEngine:
 
     # -- what is changed ------------------------------------------------------------------------------------------
 
-    def check(self, pipeline: Pipeline) -> None:
-        """Says what RisingWave would refuse or do wrong, before any statement. Raises `EngineError` or `PipelineError`."""
-        self._version()
+    def check(self, pipeline: Pipeline) -> tuple[int, int]:
+        """Says what RisingWave would refuse or do wrong, before any statement; gives its version. Raises `EngineError` or
+        `PipelineError`."""
+        version = risingwave_version(str(self._rows("SELECT version() AS version")[0]["version"]))
         for relation in pipeline:
             check_licence(relation)
+        return version
 
-    def _version(self) -> tuple[int, int]:
-        return risingwave_version(str(self._rows("SELECT version() AS version")[0]["version"]))
-
-    def _check_catalog(self, created: Iterable[Relation]) -> None:
+    def _check_catalog(self, version: tuple[int, int], created: Iterable[Relation]) -> None:
         """Asks PostgreSQL only where it is to be read from anew: what is there goes on without it."""
         copied = [r for r in created if r.connector == "postgres-cdc" or "table" in r.options]
         if not copied:
             return
         url = self.settings.require("postgres_url")
-        check_postgres(self._version(), major_version(url))
+        check_postgres(version, major_version(url))
         columns = read_columns(url, {r.options["table"] for r in copied if "table" in r.options})
         for relation in copied:
             check_types(relation, columns.get(relation.options.get("table", ""), ()))

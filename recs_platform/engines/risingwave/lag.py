@@ -37,23 +37,22 @@ def partitions(files: Pipeline, live: Iterable[str], kafka: str, rows: Rows) -> 
         for topic, view in watched.items()
         for row in rows(f"SELECT * FROM {view}")
     }
-    starts, ends = (
-        log_starts(admin, at),
-        log_ends(admin, at),
-    )  # after that, so that no end is before what was read of it
+    # asked after that, so that no end is before what was read of it
+    starts, ends = log_starts(admin, at), log_ends(admin, at)
     return [_partition(kafka, place, read.get(place), starts[place], ends[place]) for place in at]
 
 
 def begun_anew(found: Iterable[Mapping[str, Any]], files: Pipeline) -> dict[str, str]:
     """Topic → what is wrong with one of which more was read than it has: nothing that comes is read until it has as much."""
-    return {
-        p[
-            "topic"
-        ]: f"partition {p['partition']} of {p['topic']} ends at {p['end_offset']:,}, and {p['next_offset']:,} were read "
-        f"before: it was created anew, or has lost its end. `recs apply --rebuild {files.topics[p['topic']].name}` reads it anew"
-        for p in found
-        if p["next_offset"] > p["end_offset"]
-    }
+    shorter = [p for p in found if p["next_offset"] > p["end_offset"]]
+    return {p["topic"]: _shorter_in_words(p, files.topics[p["topic"]].name) for p in shorter}
+
+
+def _shorter_in_words(p: Mapping[str, Any], source: str) -> str:
+    return (
+        f"partition {p['partition']} of {p['topic']} ends at {p['end_offset']:,}, and {p['next_offset']:,} were read before: it "
+        f"was created anew, or has lost its end. `recs apply --rebuild {source}` reads it anew"
+    )
 
 
 @lru_cache(maxsize=1_000)
