@@ -282,9 +282,12 @@ def test_the_password_is_not_in_what_a_tick_says(monkeypatch: pytest.MonkeyPatch
 # -- health -----------------------------------------------------------------------------------------------------------
 
 
-def evaluated(sensor: dg.SensorDefinition, cursor: str | None = None) -> tuple[dict[str, Any], dg.SensorResult]:
+def evaluated(
+    sensor: dg.SensorDefinition, cursor: str | None = None, instance: dg.DagsterInstance | None = None
+) -> tuple[dict[str, Any], dg.SensorResult]:
     """Asset → its evaluation in one tick, and the tick's result."""
-    with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:
+    told = instance or dg.DagsterInstance.ephemeral()
+    with dg.build_sensor_context(instance=told, cursor=cursor, resources={"platform": Platform()}) as context:
         result = sensor(context)
     assert isinstance(result, dg.SensorResult)
     found = [event for event in result.asset_events if isinstance(event, dg.AssetCheckEvaluation)]
@@ -325,6 +328,28 @@ def test_what_is_behind_is_a_warning_for_five_minutes(
     later = replace(view, since=now - since - 200)
     monkeypatch.setattr(health, "look_and_remember", lambda *_: Report(now, (), (later,)))
     assert bool(evaluated(health.view_freshness(pipeline), result.cursor)[0]) is (severity == "WARN")
+
+
+def test_what_a_run_has_found_during_a_blip_is_put_right_at_the_next_look(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sensor saw nothing of it, so that its cursor says that nothing has changed."""
+    pipeline = Pipeline.load(shop.settings.sql_dir)
+    job = loaded().resolve_job_def("freshness_check")
+    eventually(lambda: shop.engine is not None and len(shop.engine.lags) == 9)
+    with dg.DagsterInstance.ephemeral() as instance:
+        _, views = evaluated(health.view_freshness(pipeline), None, instance)
+        _, sinks = evaluated(health.sink_health(pipeline), None, instance)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("RECS_ENGINE_URL", f"grpc://127.0.0.1:{free_port()}")
+            run = job.execute_in_process(instance=instance)
+            assert not any(evaluation.passed for evaluation in run.get_asset_check_evaluations())
+        found, _ = evaluated(health.view_freshness(pipeline), views.cursor, instance)
+        assert found.keys() == pipeline.relations.keys()
+        found, _ = evaluated(health.sink_health(pipeline), sinks.cursor, instance)
+        assert found.keys() == {sink.name for sink in pipeline.of_kind(Kind.SINK)}
+        job.execute_in_process(instance=instance)
+        assert not evaluated(health.view_freshness(pipeline), views.cursor, instance)[0], "nothing is news"
 
 
 def test_an_emptied_redis_and_a_lost_key_are_seen(shop: Shop) -> None:

@@ -12,6 +12,7 @@ import dagster as dg
 from recs_platform import repairs
 from recs_platform.audit import NOTHING, Audit, audit
 from recs_platform.defs.resources import Platform
+from recs_platform.defs.specs import shows_otherwise
 from recs_platform.defs.stream import RESYNC
 from recs_platform.errors import RecsError
 from recs_platform.health import FRESHNESS_SECONDS, Finding, State
@@ -80,13 +81,18 @@ def view_freshness(pipeline: Pipeline) -> dg.SensorDefinition:
         description="Tells fresh, idle, behind, stalled and broken apart for every relation, and names the box to blame.",
     )
     def sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
-        """Evaluates the check `freshness` when a state changes, and every quarter of an hour."""
+        """Evaluates the check `freshness` when a state changes or a run has said otherwise, and every quarter of an hour."""
         report = look_and_remember(platform.settings(), pipeline)
         ours = [finding for finding in report.findings if finding.key[0] in pipeline.relations]
         before = _told(context.cursor)
         period = int(time.time() // AT_LEAST_EVERY)
         now = {f.key[0]: f"{_severity(f).value} {f.state} {label(f.blame)} {period}" for f in ours}
-        due = [f for f in ours if before.get(f.key[0]) != now[f.key[0]]]
+        due = [
+            f
+            for f in ours
+            if before.get(f.key[0]) != now[f.key[0]]
+            or shows_otherwise(context.instance, dg.AssetKey(f.key), FRESHNESS, f.state.is_well)
+        ]
         cursor = json.dumps(now)
         return dg.SensorResult(
             asset_events=[dg.AssetCheckEvaluation(**_of_finding(finding)) for finding in due],
@@ -192,15 +198,20 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
         "such a sink written anew, once an incident.",
     )
     def sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
-        """Evaluates the check `in_redis` when something changes, and every quarter of an hour. What is ill at two looks and
-        can be mended starts one run of `resync_sinks`, where the settings allow it."""
+        """Evaluates the check `in_redis` when something changes or a run has said otherwise, and every quarter of an hour.
+        What is ill at two looks and can be mended starts one run of `resync_sinks`, where the settings allow it."""
         told, _, remembered = (context.cursor or "").partition("\n")
         incidents_before, _, wrong_before = remembered.partition("\n")
         before, wrong = _told(told), _wrong(wrong_before)
         period = int(time.time() // AT_LEAST_EVERY)
         found = _audits(partial(audited, platform, pipeline, wrong), pipeline)
         now = {a.sink: f"{a.kind} {period}" for a in found}
-        due = [a for a in found if before.get(a.sink) != now[a.sink]]
+        due = [
+            a
+            for a in found
+            if before.get(a.sink) != now[a.sink]
+            or shows_otherwise(context.instance, dg.AssetKey(a.sink), IN_REDIS, not a.problem)
+        ]
         problems = dict.fromkeys(f"{a.sink}: {a.problem}" for a in found if a.problem)
         mendable = [a.sink for a in found if a.can_be_mended]
         unseen = [a.sink for a in found if not a.is_known]
