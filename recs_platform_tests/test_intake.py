@@ -18,6 +18,7 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import NewPartitions  # type: ignore[attr-defined]
 
+from recs_platform.engines.local import intake as intake_module
 from recs_platform.engines.local.intake import (
     BEGAN_ANEW,
     CUT_SHORT,
@@ -372,3 +373,26 @@ def test_transactions_are_read_once_committed_and_their_marks_are_no_lag(
     assert [payload for _, _, payload in taken.until_read(1)] == [b"kept"]
     until(lambda: bool(taken.poll()) and intake.lag()[0].next_offset == 4)
     assert intake.lag()[0].lag == 0
+
+
+@real_kafka
+def test_a_transaction_that_stays_open_is_what_a_partition_waits_for(
+    kafka_servers: str, topic: str, intake: KafkaIntake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = Producer({"bootstrap.servers": kafka_servers, "transactional.id": topic, "log_level": 0})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(topic, "waits", partition=0)
+    producer.flush(10)
+    other = Producer({"bootstrap.servers": kafka_servers})
+    other.produce(topic, "waits behind it", partition=0)
+    other.flush(10)
+    monkeypatch.setattr(intake_module, "LOOK_SECONDS", 0.1)
+    until(lambda: intake.poll(0.1).lags[0].lag == 2)
+    until(lambda: intake.poll(0.1).problem is None and len(intake._held_since) == 1)
+    assert not intake.poll(0.1).of_topics, "it may end at once"
+    monkeypatch.setattr(intake_module, "HELD_SECONDS", 0.0)
+    until(lambda: "open transaction holds back" in intake.poll(0.1).of_topics.get(topic, ""))
+    producer.commit_transaction(10)
+    assert [payload for _, _, payload in Taken(intake).until_read(2)] == [b"waits", b"waits behind it"]
+    until(lambda: not intake.poll(0.1).of_topics)

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +35,7 @@ REQUEST_SECONDS = 2.0
 # brings some of the partitions only, or nothing once they are long. It grows when one stands still although it holds more.
 FETCH_WAIT_MS, LONGEST_FETCH_WAIT_MS = 80, 2_000
 LOOK_SECONDS = 2.0  # how often a partition is looked at for standing still
+HELD_SECONDS = 45.0  # that a transaction may be open before it is trouble
 FEW = 500  # messages a poll, and messages of lag
 PARTITION_FETCH_BYTES = 4 << 20
 AT_ONCE = 20_000  # messages
@@ -115,6 +116,8 @@ class KafkaIntake:
         self._admin = admin_client(bootstrap_servers)
         self._positions: dict[Partition, Position] = {}
         self._ends: dict[Partition, int] = {}
+        self._stable: dict[Partition, int | None] = {}
+        self._held_since: dict[Partition, float] = {}
         self._found: dict[str, TopicInfo] = {}
         self._out_of_range: frozenset[Partition] = frozenset()
         self._resets: list[TopicReset] = []
@@ -190,13 +193,35 @@ class KafkaIntake:
         self._ends.update({at: max(end, self._ends.get(at, 0)) for at, end in ends.items()})
         in_drops, self._polls = sum(self._polls) < FEW * len(self._polls), []
         before, self._seen = self._seen, {at: (self._positions[at].offset, self._lag(at)) for at in ends}
-        stands = [at for at, now in self._seen.items() if at in before and _stands(before[at], now, in_drops)]
+        held = self._held_by_transactions()
+        stands = [
+            at
+            for at, now in self._seen.items()
+            if at in before and at not in held and _stands(before[at], now, in_drops)
+        ]
         slowest = self._fetch_wait_ms >= LONGEST_FETCH_WAIT_MS
-        at = f"Kafka at {hosts(self.bootstrap_servers)}"
-        self._standstill = {t: f"{at} brings little of {t}/{n}" for t, n in stands} if slowest else {}
+        kafka = f"Kafka at {hosts(self.bootstrap_servers)}"
+        self._standstill = {t: f"{kafka} brings little of {t}/{n}" for t, n in stands} if slowest else {}
+        self._standstill |= {at[0]: words for at, words in held.items() if words}
         if stands and not slowest:
             self._fetch_wait_ms = min(2 * self._fetch_wait_ms, LONGEST_FETCH_WAIT_MS)
             self._close_reader()
+
+    def _held_by_transactions(self) -> dict[Partition, str]:
+        """The partitions read as far as they can be until a producer ends its transaction; with words where it takes long."""
+        now = time.monotonic()
+        held = [at for at, (offset, lag) in self._seen.items() if lag and self._stable.get(at) == offset]
+        self._held_since = {at: self._held_since.get(at, now) for at in held}
+        return {
+            (
+                topic,
+                n,
+            ): f"a producer's open transaction holds back {topic}/{n} from message {self._seen[topic, n][0]} on: "
+            "it is read on when that is committed or aborted, after its transaction.timeout.ms at the latest"
+            if now - since >= HELD_SECONDS
+            else ""
+            for (topic, n), since in self._held_since.items()
+        }
 
     def _lag(self, at: Partition) -> int:
         return max(0, self._ends.get(at, 0) - self._positions[at].offset)
@@ -228,7 +253,7 @@ class KafkaIntake:
         for at, offset in batch.next_offsets.items():
             if at[0] in same:
                 self._positions[at] = Position(*at, offset, self._found[at[0]].incarnation)
-                self._ends[at] = batch.ends.get(at, 0)
+                self._ends[at], self._stable[at] = batch.ends.get(at, 0), batch.stable.get(at)
         if found != self._found or batch.out_of_range:
             self._out_of_range = batch.out_of_range
             self._close_reader()
@@ -257,11 +282,12 @@ def _stands(before: tuple[int, int], now: tuple[int, int], in_drops: bool) -> bo
 
 @dataclass(frozen=True)
 class _Batch:
-    """Messages by topic, and where each partition stands after them and ends."""
+    """Messages by topic, and where each partition stands after them and ends; up to where no transaction is open."""
 
     tables: dict[str, list[pa.Table]]
     next_offsets: dict[Partition, int]
     ends: dict[Partition, int]
+    stable: dict[Partition, int | None]
     out_of_range: frozenset[Partition]
 
     @cached_property
@@ -378,7 +404,7 @@ class _Reader:
                 taken = await self._fetched()
             except OffsetOutOfRangeError as error:
                 out_of_range = frozenset((at.topic, at.partition) for at in error.args[0])
-                self._put(_Batch({}, await self._next_offsets(), self._ends(), out_of_range))
+                self._put(_Batch({}, await self._next_offsets(), self._ends(), self._stable(), out_of_range))
                 return
             records: dict[str, list[Any]] = {}
             for partition, found in taken:
@@ -388,7 +414,7 @@ class _Reader:
                 self._consumer.pause(*self._partitions.values())
                 self._wanted.clear()
             tables = {topic: [_table(found)] for topic, found in records.items()}
-            self._put(_Batch(tables, next_offsets, ends, frozenset()))
+            self._put(_Batch(tables, next_offsets, ends, self._stable(), frozenset()))
 
     async def _fetched(self) -> list[tuple[TopicPartition, list[Any]]]:
         """What was left of the last round, and what a fetch brings that is sent now.
@@ -422,14 +448,17 @@ class _Reader:
         """As the last fetch of each partition told: exact, where the embedded broker's list of offsets is not."""
         return {at: self._consumer.highwater(partition) or 0 for at, partition in self._partitions.items()}
 
+    def _stable(self) -> dict[Partition, int | None]:
+        return {at: self._consumer.last_stable_offset(partition) for at, partition in self._partitions.items()}
+
 
 def _joined(batches: Sequence[_Batch]) -> _Batch:
     tables: dict[str, list[pa.Table]] = {}
     for batch in batches:
         for topic, found in batch.tables.items():
             tables.setdefault(topic, []).extend(found)
-    last = batches[-1] if batches else _Batch({}, {}, {}, frozenset())
-    return _Batch(tables, last.next_offsets, last.ends, last.out_of_range)
+    last = batches[-1] if batches else _Batch({}, {}, {}, {}, frozenset())
+    return replace(last, tables=tables)
 
 
 async def _stopped(consumer: AIOKafkaConsumer) -> None:
