@@ -24,6 +24,7 @@ HELP: Mapping[str, str] = {
     "dead_letters": "Messages of the last five minutes that could not be used",
     "dead_letter_share": "Share of the messages of the last five minutes that could not be used",
     "dead_letter_share_wanted": "Share of the messages that may be of no use, as the source's file says",
+    "messages_lost": "Messages of a topic that could not be had any more when they were to be read, within a day, at least",
     "partitions": "Partitions of a topic",
     "messages": "Messages that were sent to a topic",
     "rows": "Rows of a relation or a catalog table",

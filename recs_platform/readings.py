@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
 
@@ -66,25 +66,37 @@ def of_stream(status: Mapping[str, Any], pipeline: Pipeline) -> list[Reading]:
 
 def of_topics(status: Mapping[str, Any], topics: Iterable[str] = ()) -> list[Reading]:
     """`lag_messages` (sent, not taken in), `lag_seconds` (at most how old the oldest of these is), and the counter `messages`
-    (sent so far) of each topic. Of one of which nothing is known but a problem, that."""
+    (sent so far) of each topic; where reading it had a gap within a day, how many `messages_lost` at least, and of what `gap`.
+    Of one of which nothing is known but a problem, that."""
     partitions: dict[str, list[Mapping[str, Any]]] = {}
     for partition in status["partitions"]:
         partitions.setdefault(partition["topic"], []).append(partition)
     unknown = (t for t in topics if t not in partitions)
+    gaps = {reset["topic"]: reset for reset in status.get("resets", ())}
     problems = [Reading(topic_key(t), state=state) for t in unknown if (state := _problem(status, "kafka", t))]
     return problems + [
         Reading(
             topic_key(topic),
-            state=_problem(status, "kafka", topic),
+            state=_problem(status, "kafka", topic) | ({"gap": in_words(gaps[topic])} if topic in gaps else {}),
             counters={"messages": sum(p["end_offset"] for p in found)},
             numbers={
                 "lag_messages": sum(p["lag"] for p in found),
                 "lag_seconds": max(p.get("lag_seconds", 0.0) for p in found),
                 "partitions": len(found),
-            },
+            }
+            | ({"messages_lost": gaps[topic]["lost"]} if topic in gaps else {}),
         )
         for topic, found in partitions.items()
     ]
+
+
+def in_words(reset: Mapping[str, Any]) -> str:
+    """A topic's entry among a status' `resets`."""
+    at, partitions = datetime.fromisoformat(reset["at"]).astimezone(UTC), reset["partitions"]
+    where = f"{partitions} partitions" if partitions != 1 else "1 partition"
+    lost = f"at least {reset['lost']:,} messages of {where} are lost"
+    words = lost if reset["lost"] else f"nothing that was sent to {where} is known to be lost"
+    return f"{words}, {at:%Y-%m-%d %H:%M} UTC: {reset['reason']}"
 
 
 def with_dead_letters(readings: Iterable[Reading], letters: Iterable[Recent]) -> list[Reading]:

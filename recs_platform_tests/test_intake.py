@@ -121,6 +121,9 @@ class Taken:
     def resets(self) -> list[tuple[int, int, str]]:
         return [(r.partition, r.lost_from, r.reason) for poll in self.polls for r in poll.resets]
 
+    def lost(self) -> list[int]:
+        return [r.lost for poll in self.polls for r in poll.resets]
+
 
 def test_a_message_is_taken_with_its_key_place_and_time(kafka_servers: str, topic: str, intake: KafkaIntake) -> None:
     before = datetime.now(UTC)
@@ -252,6 +255,7 @@ def test_a_topic_created_anew_is_read_from_its_start(
     taken.until_read(5 + messages)
     assert taken.payloads()[5:] == [f"new{i}".encode() for i in range(messages)]
     assert taken.resets() == [(0, 5, BEGAN_ANEW), (1, 0, BEGAN_ANEW)]
+    assert taken.lost() == [0, 0]
 
 
 def test_a_topic_created_anew_while_nobody_read_is_noticed(kafka_servers: str, topic: str) -> None:
@@ -310,6 +314,24 @@ def test_a_broker_that_lost_its_memory_is_read_from_the_new_start(tmp_path: Path
     assert taken.resets() == [(0, 3, BEGAN_ANEW)]
 
 
+@pytest.mark.skipif(bool(os.environ.get("RECS_TEST_KAFKA")), reason="stops a broker of its own, the embedded one")
+def test_what_a_broker_lost_before_it_was_read_is_counted(tmp_path: Path, topic_prefix: str) -> None:
+    port, topic = free_port(), topic_prefix + "user_activity"
+    service = broker(port)
+    with reading(service.url, topic, max_messages=1) as intake:
+        taken = Taken(intake)
+        with running(service, tmp_path) as process:
+            ensure_topics(service.url, [topic], 1)
+            send(service.url, topic, "a", "b", "c")
+            until(lambda: bool(taken.poll().tables) and taken.polls[-1].lags[0].lag > 0)
+            process.process.kill()
+        read = len(taken.messages())
+        with running(service, tmp_path):
+            ensure_topics(service.url, [topic], 1)
+            until(lambda: bool(taken.poll().resets))
+        assert taken.lost() == [3 - read]
+
+
 def test_no_broker_is_a_problem_not_an_error() -> None:
     with reading(f"127.0.0.1:{free_port()}", "user_activity") as intake:
         began = time.monotonic()
@@ -343,6 +365,7 @@ def test_messages_past_retention_are_reported(kafka_servers: str, topic: str) ->
         again = Taken(intake)
         assert again.until_read(2) == [("0", "4", b"e"), ("0", "5", b"f")]
         assert again.resets() == [(0, kept[0].offset, RETENTION)]
+        assert again.lost() == [4 - kept[0].offset]
 
 
 @real_kafka

@@ -152,6 +152,7 @@ def _shown(seen: Seen) -> RenderableType:
             *_engine(seen.report.engine),
             *_canaries(seen.report),
             *_letters(seen.report),
+            *_gaps(seen.report),
             *_watchers(seen.report),
             *_boxes(seen.report),
         ]
@@ -228,6 +229,12 @@ def _letters(report: Report) -> Iterator[Text]:
             f"{n['dead_letter_share']:.1%} of {topic} ({n['dead_letters']:,})" for topic, n in shares.items()
         )
         yield Text(f"dead letters in the last five minutes: {told}: `recs dead-letters` says why", "yellow")
+
+
+def _gaps(report: Report) -> Iterator[Text]:
+    for reading in report.readings:
+        if gap := reading.state.get("gap"):
+            yield Text(f"{label(reading.key)}: {gap}", "yellow" if reading.numbers["messages_lost"] else "dim")
 
 
 def _watchers(report: Report) -> Iterator[Text]:

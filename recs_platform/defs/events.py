@@ -1,5 +1,5 @@
-"""The shape of events: checks on each source that say which fields are otherwise than they used to be, and how many
-messages cannot be used."""
+"""The events of each topic: checks on its source that say which fields are otherwise than they used to be, how many
+messages cannot be used, and how many were gone before they were read."""
 
 import json
 import time
@@ -14,19 +14,21 @@ from recs_platform.defs.resources import Platform
 from recs_platform.errors import RecsError
 from recs_platform.event_drift import FieldDrift, drifts, fields_read, learned, profile, sample
 from recs_platform.pipeline import Pipeline, Relation
+from recs_platform.readings import in_words
 from recs_platform.settings import Settings
 
 EVERY = 60  # seconds between looks
 AT_LEAST_EVERY = 3600  # seconds between evaluations that say the same
 WHILE_THEY_COME = 300  # seconds between evaluations while dead letters do
 ENGINE_SECONDS = 10.0
-CHECK, LETTERS = "event_drift", "dead_letters"
+CHECK, LETTERS, GAPS = "event_drift", "dead_letters", "messages_lost"
 
 
 @dg.definitions
 def definitions() -> dg.Definitions:
     pipeline = Pipeline.of(Settings.load())
-    return dg.Definitions(asset_checks=[checks(pipeline), letter_checks(pipeline)], sensors=[watcher(pipeline)])
+    all_checks = [checks(pipeline), letter_checks(pipeline), gap_checks(pipeline)]
+    return dg.Definitions(asset_checks=all_checks, sensors=[watcher(pipeline)])
 
 
 def checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
@@ -75,7 +77,10 @@ def letter_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     ) -> Iterator[dg.AssetCheckResult]:
         """Counts the letters that are kept, and the messages in Kafka, by the messages' own timestamps."""
         try:
-            found = _recent(platform, pipeline)
+            with platform.engine(ENGINE_SECONDS) as engine:
+                found = recent(
+                    engine, pipeline, engine.status(), platform.settings().require("kafka_bootstrap_servers")
+                )
         except RecsError as error:
             raise dg.Failure(str(error)) from error
         for of_topic in found:
@@ -84,6 +89,33 @@ def letter_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
                 yield dg.AssetCheckResult(**result)
 
     return dead_letters
+
+
+def gap_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
+    specs = [
+        dg.AssetCheckSpec(
+            GAPS,
+            asset=dg.AssetKey(source.name),
+            description=f"Whether all that was sent to {topic} within a day was still there when it was read.",
+        )
+        for topic, source in pipeline.topics.items()
+    ]
+
+    @dg.multi_asset_check(specs=specs, can_subset=True)
+    def messages_lost(
+        context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> Iterator[dg.AssetCheckResult]:
+        """By what the engine noted when it read on."""
+        try:
+            with platform.engine(ENGINE_SECONDS) as engine:
+                status = engine.status()
+        except RecsError as error:
+            raise dg.Failure(str(error)) from error
+        for result in _judged_gaps(pipeline, status).values():
+            if dg.AssetCheckKey(result["asset_key"], GAPS) in context.selected_asset_check_keys:
+                yield dg.AssetCheckResult(**result)
+
+    return messages_lost
 
 
 def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
@@ -95,7 +127,7 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
         minimum_interval_seconds=EVERY,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Samples the newest messages of each topic, and sees fields come, go and change their type; counts those "
-        "that cannot be used.",
+        "that cannot be used, and those that were gone before they were read.",
     )
     def event_drift(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """Costs one read of a few hundred messages a topic. What is usual is learned only while something comes."""
@@ -117,7 +149,10 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
             known[topic] = entry | {"count": count, "at": now, "usual": usual, "told": told}
             words.append(f"{topic}: {len(found)} differences")
         try:
-            letters = _recent(platform, pipeline)
+            with platform.engine(ENGINE_SECONDS) as engine:
+                status = engine.status()
+                events += _news_of_gaps(_judged_gaps(pipeline, status), known, now)
+                letters = recent(engine, pipeline, status, platform.settings().require("kafka_bootstrap_servers"))
             events += _news_of_letters(letters, pipeline, known, now)
             words += [f"{found.topic}: {found.letters} dead letters" for found in letters]
         except RecsError as error:
@@ -129,7 +164,7 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
 
 def _unseen(now: float) -> dict[str, Any]:
     """What is known of a topic at the first look."""
-    return {"count": -1, "at": now, "usual": {}, "told": "", "letters": ""}
+    return {"count": -1, "at": now, "usual": {}, "told": "", "letters": "", "gaps": ""}
 
 
 def _news_of_letters(
@@ -144,11 +179,38 @@ def _news_of_letters(
         entry["letters"] = told
 
 
-def _recent(platform: Platform, pipeline: Pipeline) -> list[Recent]:
-    """Raises `RecsError` where the engine or Kafka does not answer."""
-    servers = platform.settings().require("kafka_bootstrap_servers")
-    with platform.engine(ENGINE_SECONDS) as engine:
-        return recent(engine, pipeline, engine.status(), servers)
+def _news_of_gaps(
+    results: Mapping[str, Mapping[str, Any]], known: dict[str, dict[str, Any]], now: float
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """As `_news_of_letters`."""
+    for topic, result in results.items():
+        entry = known.setdefault(topic, _unseen(now))
+        told = f"{result['description']} {int(now // AT_LEAST_EVERY)}"
+        if told != entry.get("gaps"):
+            yield dg.AssetCheckEvaluation(**result)
+        entry["gaps"] = told
+
+
+def _judged_gaps(pipeline: Pipeline, status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Topic → as `_judged`."""
+    gaps = {reset["topic"]: reset for reset in status.get("resets", ())}
+    found = dict[str, dict[str, Any]]()
+    for topic, source in pipeline.topics.items():
+        lost = gaps[topic]["lost"] if topic in gaps else 0
+        metadata: dict[str, dg.MetadataValue[Any]] = {"messages": dg.MetadataValue.int(lost)}
+        if lost:
+            metadata["next"] = dg.MetadataValue.text(
+                "Send them again from where they came from, if that still has them."
+            )
+        found[topic] = {
+            "asset_key": dg.AssetKey(source.name),
+            "check_name": GAPS,
+            "passed": lost == 0,
+            "severity": dg.AssetCheckSeverity.WARN,
+            "description": in_words(gaps[topic]) if topic in gaps else "it was read without a gap",
+            "metadata": metadata,
+        }
+    return found
 
 
 def _judged_letters(pipeline: Pipeline, found: Recent) -> dict[str, Any]:

@@ -97,9 +97,9 @@ class LocalEngine:
         """What the engine knows of itself; the percentiles are those of the last `window` seconds.
 
         `events_per_second`, `messages`, `ticks`, `tick_p50_ms`, `tick_p99_ms`, `freshness_p50_ms`, `freshness_p99_ms`,
-        `freshness_now_ms` (message sent → Redis written), `lag` (messages not taken in) and `partitions`, `problems` (part → what
-        is wrong), `slot` (the replication slot it reads through),
-        `building` (physical name → how far a version is that is being built),
+        `freshness_now_ms` (message sent → Redis written), `lag` (messages not taken in) and `partitions`, `resets` (topics of
+        which messages could not be had within a day: how many at least, when and why), `problems` (part → what is wrong), `slot`
+        (the replication slot it reads through), `building` (physical name → how far a version is that is being built),
         `gone_back` (the files are those that somebody has rolled back, or deployed a part of),
         `refused` (messages of forgotten shoppers), `redis_writes`, `memory_bytes`, `cpu_seconds`, and `relations`: name,
         kind, fingerprint, rows, mode, deployed_at, changed_at.

@@ -25,7 +25,7 @@ from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.engines.local.cdc import TableChanges
 from recs_platform.engines.local.connection import Connection
 from recs_platform.engines.local.deltas import Tick, delta_table, set_time
-from recs_platform.engines.local.intake import Position
+from recs_platform.engines.local.intake import Position, TopicReset
 from recs_platform.engines.local.refresh import Refresher
 from recs_platform.engines.local.relations import (
     check_source,
@@ -46,6 +46,8 @@ CREATE TABLE IF NOT EXISTS recs.deployed (
   name VARCHAR PRIMARY KEY, kind VARCHAR, fingerprint VARCHAR, deployed_at TIMESTAMPTZ, changed_at TIMESTAMPTZ);
 CREATE TABLE IF NOT EXISTS recs.positions (
   topic VARCHAR, kafka_partition INTEGER, next_offset BIGINT, incarnation VARCHAR, PRIMARY KEY (topic, kafka_partition));
+CREATE TABLE IF NOT EXISTS recs.resets (
+  noticed_at TIMESTAMPTZ, topic VARCHAR, kafka_partition INTEGER, lost_from BIGINT, lost BIGINT, reason VARCHAR);
 CREATE TABLE IF NOT EXISTS recs.facts (name VARCHAR PRIMARY KEY, value VARCHAR);
 CREATE TABLE IF NOT EXISTS recs.dirty (sink VARCHAR, key VARCHAR);
 CREATE TABLE IF NOT EXISTS recs.prefixes (name VARCHAR, version VARCHAR, is_live BOOLEAN, PRIMARY KEY (name, version));
@@ -57,19 +59,22 @@ LONGEST_LOG = "512MB"
 THREADS = 2
 MANY = 5_000  # messages from which on a tick is not small
 QUIET_LOG = 32 << 20  # bytes from which on it is made when nothing comes in
+RESETS_KEPT = 1_000
 
 
 @dataclass(frozen=True)
 class TickInput:
-    """What one tick takes in: messages by topic, catalog changes by table, and where reading stands afterwards."""
+    """What one tick takes in: messages by topic, catalog changes by table, where reading stands afterwards, and which
+    messages could not be had."""
 
     messages: Mapping[str, pa.Table] = field(default_factory=dict)
     positions: Sequence[Position] = ()
+    resets: Sequence[TopicReset] = ()
     changes: Mapping[str, TableChanges] = field(default_factory=dict)
     lsn: int | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.messages or self.positions or self.changes or self.lsn is not None)
+        return bool(self.messages or self.positions or self.resets or self.changes or self.lsn is not None)
 
 
 @dataclass(frozen=True)
@@ -490,6 +495,12 @@ class Database:
             rows = [(p.topic, p.partition, p.offset, p.incarnation) for p in taken.positions]
             marks = ", ".join("(?, ?, ?, ?)" for _ in rows)
             self.connection.execute(f"INSERT OR REPLACE INTO recs.positions VALUES {marks}", list(chain(*rows)))
+        for r in taken.resets:
+            values = [now, r.topic, r.partition, r.lost_from, r.lost, r.reason]
+            self.connection.execute("INSERT INTO recs.resets VALUES (?, ?, ?, ?, ?, ?)", values)
+        if taken.resets:
+            newest = f"SELECT rowid FROM recs.resets ORDER BY noticed_at DESC, rowid DESC LIMIT {RESETS_KEPT}"
+            self.connection.execute(f"DELETE FROM recs.resets WHERE rowid NOT IN ({newest})")
         if taken.lsn is not None:
             self.set_fact("lsn", str(taken.lsn))
         if tick.has_moved:

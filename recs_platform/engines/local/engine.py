@@ -143,11 +143,14 @@ class Engine:
         self._note_problem("kafka", messages.problem)
         self._note_problems_of_topics(messages.of_topics)
         for reset in messages.resets:
-            log.warning("topic %s partition %s began anew: %s", reset.topic, reset.partition, reset.reason)
+            log.warning(
+                "%s/%s: at least %s messages are lost: %s", reset.topic, reset.partition, reset.lost, reset.reason
+            )
         catalog = self._catalog()
         taken = TickInput(
             messages=messages.tables,
             positions=messages.positions if messages.tables or messages.resets else (),
+            resets=messages.resets,
             changes=catalog.changes if catalog else {},
             lsn=catalog.end_lsn if catalog and catalog.changes else None,
         )

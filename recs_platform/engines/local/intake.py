@@ -61,12 +61,16 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class TopicReset:
-    """Messages that can no longer be had: those of the partition from offset `lost_from` on, as far as it was kept."""
+    """Messages that can no longer be had: those of the partition from offset `lost_from` on, as far as it was kept.
+
+    `lost`: how many there were at least; what was sent while nobody looked is not known of a topic that is gone.
+    """
 
     topic: str
     partition: int
     lost_from: int
     reason: str
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +240,8 @@ class KafkaIntake:
 
     def _reset(self, kept: Position, reason: str, goes_on_at: int | None = None) -> None:
         at = kept.topic, kept.partition
-        self._resets.append(TopicReset(*at, kept.offset, reason))
+        lost = goes_on_at - kept.offset if reason == RETENTION and goes_on_at is not None else self._lag(at)
+        self._resets.append(TopicReset(*at, kept.offset, reason, lost))
         if goes_on_at is None:
             del self._positions[at]
         else:

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import duckdb
@@ -20,6 +21,7 @@ from recs_platform.errors import RecsError
 from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Plan
 
+RESETS_TOLD = timedelta(days=1)
 MAX_ROWS = 1_000_000  # a query's result; more is cut off with an error, not silently
 
 
@@ -92,6 +94,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             **self._engine.meter.figures(window),
             "lag": self._engine.lag(),
             "partitions": self._engine.lags,
+            "resets": self._with_cursor(self._resets),
             "problems": self._engine.problems | self._engine.standstill(),
             "slot": self._engine.slot,
             "building": dict(self._engine.building),
@@ -100,6 +103,17 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             "gone_back": self._with_cursor(self._has_gone_back),
             "relations": self._with_cursor(self._relations),
         }
+
+    def _resets(self, cursor: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+        found = cursor.execute(
+            "SELECT topic, sum(lost)::BIGINT, count(DISTINCT kafka_partition), max(noticed_at), arg_max(reason, noticed_at) "
+            "FROM recs.resets WHERE noticed_at > ? GROUP BY topic ORDER BY topic",
+            [self._engine.clock() - RESETS_TOLD],
+        ).fetchall()
+        return [
+            {"topic": topic, "lost": lost, "partitions": partitions, "at": at.isoformat(), "reason": reason}
+            for topic, lost, partitions, at, reason in found
+        ]
 
     def _has_gone_back(self, cursor: duckdb.DuckDBPyConnection) -> bool:
         left = cursor.execute("SELECT value FROM recs.facts WHERE name = ? AND value <> ''", [LEFT]).fetchone()
