@@ -16,7 +16,7 @@ from recs_platform.defs import events
 from recs_platform.defs.resources import Platform
 from recs_platform.engines.base import StreamEngine
 from recs_platform.engines.local.database import RESETS_KEPT, TickInput
-from recs_platform.engines.local.intake import RETENTION, TopicReset
+from recs_platform.engines.local.intake import RETENTION, Position, TopicReset
 from recs_platform.engines.local.server import RESETS_TOLD
 from recs_platform.monitor import Report
 from recs_platform.pipeline import Pipeline
@@ -95,6 +95,20 @@ def test_a_topic_that_begins_anew_when_all_of_it_was_read_is_told_of_and_no_trou
     found, _ = evaluated(engine, shop)
     assert found["user_activity_raw"].passed
     assert "it began anew" in str(found["user_activity_raw"].description)
+
+
+def test_a_partition_that_is_gone_is_not_told_of_at_each_start(shop: Shop, engine: StreamEngine) -> None:
+    topic, running = shop.prefix + "user_activity", shop.engine
+    assert running is not None
+    position = Position(topic, 99, 5, "of a topic with more partitions")
+    running.ask(lambda: running.database.tick(datetime.now(UTC), TickInput(positions=[position])))
+    assert position in running.ask(running.database.positions)
+    lose(shop, TopicReset(topic, 99, 5, "it is gone"))
+    assert position not in running.ask(running.database.positions)
+    anew = TickInput(positions=[position], resets=[TopicReset(topic, 99, 5, "it began anew")])
+    running.ask(lambda: running.database.tick(datetime.now(UTC), anew))
+    running.ask(lambda: running.database.tick(datetime.now(UTC), anew))
+    assert position in running.ask(running.database.positions)
 
 
 def test_no_more_of_them_are_kept_than_a_person_reads(shop: Shop, engine: StreamEngine) -> None:

@@ -491,20 +491,26 @@ class Database:
 
     def _note(self, now: datetime, taken: TickInput, tick: Tick) -> None:
         self._changed |= tick.changed.keys()
+        self._note_resets(now, taken.resets)
         if taken.positions:
             rows = [(p.topic, p.partition, p.offset, p.incarnation) for p in taken.positions]
             marks = ", ".join("(?, ?, ?, ?)" for _ in rows)
             self.connection.execute(f"INSERT OR REPLACE INTO recs.positions VALUES {marks}", list(chain(*rows)))
-        for r in taken.resets:
-            values = [now, r.topic, r.partition, r.lost_from, r.lost, r.reason]
-            self.connection.execute("INSERT INTO recs.resets VALUES (?, ?, ?, ?, ?, ?)", values)
-        if taken.resets:
-            newest = f"SELECT rowid FROM recs.resets ORDER BY noticed_at DESC, rowid DESC LIMIT {RESETS_KEPT}"
-            self.connection.execute(f"DELETE FROM recs.resets WHERE rowid NOT IN ({newest})")
         if taken.lsn is not None:
             self.set_fact("lsn", str(taken.lsn))
         if tick.has_moved:
             self._note_time(now)
+
+    def _note_resets(self, now: datetime, resets: Sequence[TopicReset]) -> None:
+        """A partition that is gone has no position any more; one that is read on has a new one."""
+        for r in resets:
+            values = [now, r.topic, r.partition, r.lost_from, r.lost, r.reason]
+            self.connection.execute("INSERT INTO recs.resets VALUES (?, ?, ?, ?, ?, ?)", values)
+            gone = "DELETE FROM recs.positions WHERE topic = ? AND kafka_partition = ?"
+            self.connection.execute(gone, [r.topic, r.partition])
+        if resets:
+            newest = f"SELECT rowid FROM recs.resets ORDER BY noticed_at DESC, rowid DESC LIMIT {RESETS_KEPT}"
+            self.connection.execute(f"DELETE FROM recs.resets WHERE rowid NOT IN ({newest})")
 
     def _note_time(self, now: datetime) -> None:
         self.set_fact("time", now.isoformat())
