@@ -106,8 +106,8 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
 
     def _resets(self, cursor: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
         found = cursor.execute(
-            "SELECT topic, sum(lost)::BIGINT, count(DISTINCT kafka_partition), max(noticed_at), arg_max(reason, noticed_at) "
-            "FROM recs.resets WHERE noticed_at > ? GROUP BY topic ORDER BY topic",
+            "SELECT topic, sum(lost)::BIGINT, count(DISTINCT kafka_partition), first(noticed_at ORDER BY lost DESC, noticed_at DESC), "
+            "first(reason ORDER BY lost DESC, noticed_at DESC) FROM recs.resets WHERE noticed_at > ? GROUP BY topic ORDER BY topic",
             [self._engine.clock() - RESETS_TOLD],
         ).fetchall()
         return [
