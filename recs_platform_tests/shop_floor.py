@@ -76,7 +76,7 @@ class Shop:
 
     def sql(self, statement: str, *params: object) -> None:
         with psycopg.connect(self.postgres, autocommit=True) as connection:
-            connection.execute(statement, params or None)  # type: ignore[arg-type]
+            connection.execute(statement, params or None)
         self._carry()
 
     def _carry(self) -> None:

@@ -157,7 +157,7 @@ class Floor:
 
     def sql(self, statement: str, *params: object) -> None:
         with psycopg.connect(self.settings.postgres_url, autocommit=True) as connection:
-            connection.execute(statement, params or None)  # type: ignore[arg-type]
+            connection.execute(statement, params or None)
 
     @contextmanager
     def redis(self) -> Iterator[redis.Redis]:
@@ -315,10 +315,11 @@ def topic_recreated(floor: Floor, rng: Random) -> Iterator[None]:
 
 def poisoned(floor: Floor, rng: Random) -> Iterator[None]:
     now = datetime.now(UTC)
+    users: list[object] = ["'; DROP TABLE user_activity; --", None, 1.5, True, 10**30, [], {}]
     floor.send(
         USER_ACTIVITY,
         *(b"", b"{", b"null", b"[]", b"\xff\xfe", b"\x00", b'{"event_type":"page_view"}', b"x" * 100_000),
-        *(view(user, "product_1") for user in ("'; DROP TABLE user_activity; --", None, 1.5, True, 10**30, [], {})),
+        *(view(user, "product_1") for user in users),
         view(1, "product_1", now + timedelta(days=1)),
     )
     floor.send(PURCHASES, b"{}", view(1, "product_1"))

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from recs_platform import repairs
-from recs_platform.audit import Audit, is_document_of
+from recs_platform.audit import Audit
 from recs_platform.repairs import Incident, follow
+from recs_platform.serving.documents import is_document_of
 
 NOON = datetime(2026, 11, 26, 12, 0, 0, 5, UTC)
 

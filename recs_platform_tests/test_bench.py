@@ -32,6 +32,7 @@ from bench.traffic import Population, Traffic, history, texts
 from recs_platform.engines.local import relations
 from recs_platform.engines.local.database import Database
 from recs_platform.engines.local.incremental import Mode
+from recs_platform.engines.local.refresh import Refresher
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import default_sql_dir, project_root
 
@@ -193,7 +194,7 @@ def test_without_a_sample_before_the_kill_nothing_is_said_of_the_time_after() ->
 
 
 def test_the_baseline_that_recomputes_has_nothing_refreshed_by_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relations, "Refresher", relations.Refresher)  # put back afterwards
+    monkeypatch.setattr(relations, "Refresher", Refresher)  # put back afterwards
     full_engine.recompute_all()
     database = Database()
     database.deploy(Pipeline.load(default_sql_dir()), NOON)

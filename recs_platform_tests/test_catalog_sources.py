@@ -171,7 +171,7 @@ def test_customers_come_the_same_way(topics: Topics) -> None:
     ],
 )
 def test_a_message_that_cannot_be_used_is_kept_and_changes_nothing(
-    form: str, message: tuple[bytes | None, bytes | None], reason: str
+    form: str, message: tuple[bytes, bytes | None], reason: str
 ) -> None:
     topics = Topics(form)
     topics.tell("product_catalog", topics.product("p1"))

@@ -177,7 +177,7 @@ def test_what_only_came_too_early_is_sent_as_it_is(
 
     class _Later(datetime):
         @classmethod
-        def now(cls, tz: Any = None) -> _Later:  # type: ignore[override]
+        def now(cls, tz: Any = None) -> _Later:
             return super().now(tz) + timedelta(days=3)
 
     monkeypatch.setattr(resending, "Judge", Later)

@@ -94,7 +94,7 @@ def test_incremental_equals_full_after_every_tick(
         now += timedelta(seconds=int(str(tick["pause"])))
         if tick["renewed"] and tick["pause"]:
             feeder.begin_anew()
-        kept = {str(p["product_id"]) for p in tick["products"]}
+        kept: set[Any] = {p["product_id"] for p in tick["products"]}
         feeder.tick(
             now,
             [sent(e, now) for e in tick["activity"]],
@@ -211,7 +211,8 @@ def test_a_lookup_touches_only_the_shopper_who_acts(database: Database) -> None:
         feeder.tick(START, [{"event_type": "page_view", "user_id": user, "product_id": "p0", "timestamp": utc(START)}])
     feeder.tick(START, catalog=feeder.catalog_changes("product_catalog", deletes=["p1"]))
     feeder.tick(START, [{"event_type": "page_view", "user_id": 2, "product_id": "p2", "timestamp": utc(START)}])
-    lists = dict(feeder.rows("SELECT user_id, recommended_products FROM user_recommendations"))
+    rows: list[Any] = feeder.rows("SELECT user_id, recommended_products FROM user_recommendations")
+    lists = dict(rows)
     assert lists[1] == ["p1", "p2", "p3", "p4", "p5", "p6", "p7"], "an idle shopper keeps the list of the last visit"
     assert lists[2] == ["p3", "p4", "p5", "p6", "p7"]
 
@@ -381,19 +382,20 @@ def test_rows_move_up_when_one_of_the_first_leaves(name: str, wider: Pipeline) -
     database.deploy(wider, now)
     feeder = Feeder(database)
 
-    def views(*products: str) -> list[object]:
+    def views(*products: str) -> list[dict[str, object]]:
         return [{"event_type": "page_view", "user_id": 1, "product_id": p, "timestamp": utc(now)} for p in products]
 
     def shelf(prices: dict[str, float | None]) -> list[dict[str, object]]:
         return [{"product_id": p, "name": p, "category": None, "price": price} for p, price in prices.items()]
 
-    for products, prices, deletes in [
+    ticks: list[tuple[list[str], dict[str, float | None], list[str]]] = [
         (["p1", "p2", "p3"], {"p1": 3.0, "p2": 2.0, "p3": None}, []),
         (["p3"], {"p1": 1.0}, []),  # by now two views: below, and it falls behind
         (["p3", "p4"], {"p4": 9.0}, ["p2"]),
         ([], {}, ["p4", "p1"]),
         ([], {"p3": None}, ["p3"]),
-    ]:
+    ]
+    for products, prices, deletes in ticks:
         changes = feeder.catalog_changes("product_catalog", shelf(prices), [d for d in deletes if d not in prices])
         feeder.tick(now, views(*products), catalog=changes)
         assert differences(database) == {}

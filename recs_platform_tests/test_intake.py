@@ -221,7 +221,7 @@ def test_a_long_partition_of_small_batches_is_read_to_its_end(
     def all_read() -> bool:
         nonlocal read
         read += sum(table.num_rows for table in intake.poll(WAIT).tables.values())
-        return read == count
+        return bool(read == count)
 
     until(all_read, 90)
 

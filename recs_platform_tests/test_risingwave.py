@@ -302,7 +302,7 @@ def cluster(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with redis.Redis.from_url(redis_url, decode_responses=True) as connection:
         connection.flushdb()
         catalog, made = Catalog(connection), list[str]()
-        monkeypatch.setattr(driver.psycopg, "connect", lambda *_, **__: catalog)
+        monkeypatch.setattr(psycopg, "connect", lambda *_, **__: catalog)
         monkeypatch.setattr(driver, "major_version", lambda url: 17)
         monkeypatch.setattr(driver, "read_columns", lambda url, tables: {})
         monkeypatch.setattr(driver, "ensure_topics", lambda servers, names, partitions, compacted: made.extend(names))
@@ -783,8 +783,8 @@ def test_rows_are_counted_in_postgresql(postgres_url: str) -> None:
 
 
 def test_a_table_is_brought_in_step_with_its_file_by_what_differs_alone() -> None:
-    there = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}, {"id": 3, "name": "c"}]
-    wanted = [{"id": 2, "name": "b"}, {"id": 3, "name": None}, {"id": 4, "name": "d"}]
+    there: list[dict[str, object]] = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}, {"id": 3, "name": "c"}]
+    wanted: list[dict[str, object]] = [{"id": 2, "name": "b"}, {"id": 3, "name": None}, {"id": 4, "name": "d"}]
     assert differences(("id",), there, wanted) == ([(1,)], [(3, None), (4, "d")])
     assert differences(("id",), wanted, wanted) == ([], [])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from recs_platform.engines.local.connection import Connection
 from recs_platform.engines.local.database import Database
 from recs_platform.engines.local.storage import Storage, drop
 from recs_platform.pipeline import Pipeline
@@ -19,11 +20,11 @@ LISTS = "SELECT * FROM (VALUES (1, ['b', NULL, 'ü\"\\,[']), (2, []), (3, NULL))
 
 
 @pytest.fixture
-def connection() -> duckdb.DuckDBPyConnection:
-    return duckdb.connect()
+def connection() -> Connection:
+    return Connection(duckdb.connect())
 
 
-def test_what_is_packed_comes_back_as_it_was(connection: duckdb.DuckDBPyConnection) -> None:
+def test_what_is_packed_comes_back_as_it_was(connection: Connection) -> None:
     storage = Storage()
     storage.learn(connection, "user_seen", LISTS)
     storage.create(connection, "user_seen", ["user_id", "seen"], LISTS)
@@ -32,7 +33,7 @@ def test_what_is_packed_comes_back_as_it_was(connection: duckdb.DuckDBPyConnecti
     assert [kind for _, kind, *_ in held] == ["INTEGER", "BLOB"]
 
 
-def test_a_relation_is_dropped_whatever_it_is_kept_as(connection: duckdb.DuckDBPyConnection) -> None:
+def test_a_relation_is_dropped_whatever_it_is_kept_as(connection: Connection) -> None:
     storage = Storage()
     for query in (LISTS, "SELECT 1 AS user_id, 2 AS seen", LISTS):
         storage.learn(connection, "user_seen", query)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from dagster import DagsterInstance
 from dagster._core.scheduler.instigation import InstigatorType, TickData, TickStatus
-from dagster._utils.error import SerializableErrorInfo
+from dagster_shared.error import SerializableErrorInfo
 
 from recs_platform import monitor
 from recs_platform.commands import status
@@ -86,7 +87,7 @@ def test_where_dagster_does_not_answer_those_that_were_there_grow_late(
     url = f"http://127.0.0.1:{free_port()}"
     settings = Settings(state_dir=tmp_path, sql_dir=default_sql_dir(), dagster_url=url)
     clock = [NOW]
-    monkeypatch.setattr(monitor.time, "time", lambda: clock[0])
+    monkeypatch.setattr(time, "time", lambda: clock[0])
     watch = Watch(lambda: settings, lambda: clock[0])
     with monkeypatch.context() as patched:
         patched.setattr(monitor, "ask", lambda _: watchers_of(answer()))
