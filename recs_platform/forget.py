@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,7 @@ from psycopg import sql
 from recs_platform.catalog import connected
 from recs_platform.engines import connect
 from recs_platform.engines.base import StreamEngine
-from recs_platform.engines.local.forgetting import PLACES, USER, owner_of
+from recs_platform.engines.local.forgetting import NAMED, PLACES, USER, owner_of
 from recs_platform.foreign_json import parsed
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.schema import copies
@@ -89,11 +91,19 @@ def _in_kafka(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
 
 def _is_of(payload: Any, user: int) -> bool:
     try:
-        body = parsed(payload or b"")
-        named = next((named for place in PLACES if (named := _at(body, place)) is not None), None)
-        return named is not None and not isinstance(named, bool) and int(named) == user
-    except (ValueError, TypeError, OverflowError):
+        named = _named(bytes(payload or b"").decode())
+        return named is not None and int(str(named)) == user
+    except ValueError:
         return False
+
+
+def _named(text: str) -> Any:
+    """What a message gives as the shopper's id."""
+    body = None
+    with suppress(ValueError):
+        body = parsed(text)
+    named = next((named for place in PLACES if (named := _at(body, place)) is not None), None)
+    return found[1] if named is None and (found := re.search(NAMED, text)) else named
 
 
 def _at(body: Any, place: str) -> Any:

@@ -17,6 +17,8 @@ STATE = "CREATE TABLE IF NOT EXISTS recs.forgotten (user_id BIGINT PRIMARY KEY, 
 USER = "user_id"
 # of an event or a row, and of a change as Debezium tells it, without its schema and with
 PLACES = ("", "after.", "before.", "payload.after.", "payload.before.")
+# and in what is cut off, or no object, or nested too deeply: the first that is named there
+NAMED = r'"user_id"[ \t\r\n]*:[ \t\r\n]*"?[ \t\r\n]*([+-]?[0-9]+)'
 
 
 def forgotten(connection: Connection) -> frozenset[int]:
@@ -24,9 +26,11 @@ def forgotten(connection: Connection) -> frozenset[int]:
 
 
 def user_of(payload: str) -> str:
-    """SQL for the shopper that a message is of, NULL where it names none: an event, a row, or a change as Debezium tells it."""
-    places = ", ".join(f"rw_jsonb(TRY(decode({payload}))) ->> '$.{place}{USER}'" for place in PLACES)
-    return f"rw_bigint(COALESCE({places}))"
+    """SQL for the shopper that a message is of, NULL where it names none: an event, a row, a change as Debezium tells it, or
+    text that is none of these."""
+    text = f"TRY(decode({payload}))"
+    places = ", ".join(f"rw_jsonb({text}) ->> '$.{place}{USER}'" for place in PLACES)
+    return f"rw_bigint(COALESCE({places}, NULLIF(regexp_extract({text}, '{NAMED}', 1), '')))"
 
 
 def remove(connection: Connection, pipeline: Pipeline, user_id: int, now: datetime) -> None:
