@@ -296,8 +296,10 @@ def keys_lost(floor: Floor, rng: Random) -> Iterator[None]:
 
 def slot_dropped(floor: Floor, rng: Random) -> Iterator[None]:
     def dropped() -> bool:
-        with suppress(psycopg.Error):  # the engine reads from it right now
-            floor.sql("SELECT pg_drop_replication_slot(%s)", floor.settings.replication_slot)
+        slot = floor.settings.replication_slot
+        with suppress(psycopg.Error):  # the engine reads from it right now, or stands still while it does
+            floor.sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s", slot)
+            floor.sql("SELECT pg_drop_replication_slot(%s)", slot)
             return True
         return False
 
