@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -22,6 +23,7 @@ NOON = datetime(2026, 11, 26, 12, 0, 0, 5, UTC)
         ("a", '"a"'), (None, "null"), (3, "3"), (3.0, "3"), (2.5, "2.5"), (Decimal("2.50"), "2.5"), (True, "true"),
         (NOON, '"2026-11-26T12:00:00.000005Z"'), (NOON, '"2026-11-26T13:00:00.000005+01:00"'),
         (["a", "b"], '["a","b"]'), ('["a", "b"]', '["a","b"]'), ([{"n": 1, "at": None}], '[{"n":1,"at":null}]'),
+        (math.nan, "null"), (-math.inf, "null"), (Decimal("NaN"), "null"), ([1.0, math.nan], "[1,null]"),
     ],
 )  # fmt: skip
 def test_a_document_says_what_its_row_does(value: Any, text: str) -> None:
@@ -33,6 +35,7 @@ def test_a_document_says_what_its_row_does(value: Any, text: str) -> None:
     [
         ("a", '"b"'), ("a", "null"), (None, '"a"'), (3, "4"), (2.5, "2.6"), (NOON, '"2026-11-26T12:00:00Z"'), (NOON, '"noon"'),
         (["a", "b"], '["b","a"]'), (["a"], '["a","b"]'), ('["a"]', '["b"]'), ([{"n": 1}], '[{"n":2}]'), (True, '"true"'),
+        (math.nan, "NaN"), (math.inf, "Infinity"), (2.5, "null"),
     ],
 )  # fmt: skip
 def test_another_value_is_stale(value: Any, text: str) -> None:

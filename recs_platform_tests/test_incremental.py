@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -235,6 +236,18 @@ def test_what_redis_has_not_got_stays_dirty(database: Database) -> None:
     assert dirty() == ["p3"]
     sell("p4")
     assert dirty() == ["p3", "p4"], "the tick before was not written yet"
+
+
+@pytest.mark.parametrize("price", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_is_null_in_a_document(price: str, database: Database) -> None:
+    """JSON has none of these, and a reader that holds itself to it would refuse the whole document."""
+    feeder, sink = Feeder(database), database.pipeline["products_sink"]
+    row = {"product_id": "p", "name": "n", "price": price}
+    feeder.tick(START, catalog=feeder.catalog_changes("product_catalog", [row]))
+    ((_, document),) = database.dirty_documents(sink)
+    assert document is not None
+    assert json.loads(document)["price"] is None
+    assert list(database.documents(sink).values()) == [document]
 
 
 def test_rows_survive_when_the_log_is_trimmed(database: Database) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from math import isfinite
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -22,11 +23,11 @@ def is_document_of(row: Row, text: str) -> bool:
 
 
 def _same(value: Any, found: Any) -> bool:
-    """As JSON: a time as text, a number of any kind, JSON that an engine hands over as text."""
+    """As JSON: a time as text, a number of any kind, null for what is none, JSON that an engine hands over as text."""
     if isinstance(value, datetime):
         return isinstance(found, str) and _instant(found) == value.astimezone(UTC)
     if isinstance(value, float | Decimal):
-        return isinstance(found, int | float) and float(value) == float(found)
+        return found is None if not isfinite(value) else isinstance(found, int | float) and float(value) == float(found)
     if isinstance(value, str) and not isinstance(found, str):
         return bool(_from_json(value) == found)
     if isinstance(value, list):

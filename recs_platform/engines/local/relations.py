@@ -12,9 +12,12 @@ from recs_platform.engines.local.storage import Storage, quoted
 from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Pipeline, Relation
 
+FLOATS = ("DOUBLE PRECISION", "DOUBLE", "REAL")
+
 
 def document(sink: Relation) -> str:
-    """SQL for the JSON document of a sink's row: every column but the key, times as RisingWave writes them."""
+    """SQL for the JSON document of a sink's row: every column but the key, times as RisingWave writes them, and null for
+    what is no number, as JSON has none of these."""
     parts = []
     for column in sink.columns:
         if column.name == "key":
@@ -22,6 +25,8 @@ def document(sink: Relation) -> str:
         value = f"s.{quoted(column.name)}"
         if column.type == "TIMESTAMPTZ":
             value = f"strftime({value} AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%S.%fZ')"
+        if column.type in FLOATS:
+            value = f"CASE WHEN isfinite({value}) THEN {value} END"
         parts.append(f"'{column.name}', {value}")
     return f"json_object({', '.join(parts)})::VARCHAR"
 
