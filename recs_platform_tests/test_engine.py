@@ -345,6 +345,21 @@ def test_an_emptied_redis_is_filled_anew(shop: Shop) -> None:
     assert_redis_is_right(shop)
 
 
+def test_a_redis_that_is_full_says_so_and_names_no_shopper(shop: Shop) -> None:
+    engine = shop.open()
+    shop.settle()
+    send(shop, day_of_traffic(100))
+    shop.redis.config_set("maxmemory", 1)
+    try:
+        shop._until(lambda: engine.sink.problem is not None, 30)
+    finally:
+        shop.redis.config_set("maxmemory", 0)
+    assert "command not allowed when used memory" in str(engine.sink.problem)
+    assert "recs:" not in str(engine.sink.problem)
+    shop.settle()
+    assert_redis_is_right(shop)
+
+
 def test_orphans_go_when_the_keys_are_verified(shop: Shop) -> None:
     engine = shop.open()
     shop.settle()

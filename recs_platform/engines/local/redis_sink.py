@@ -6,6 +6,7 @@ twice is the same key. A Redis that lost its memory (another server, or the poin
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -23,6 +24,8 @@ _CHUNK = 1_000
 _LOOK_EVERY = 1.0  # seconds between looks at whether Redis is still the one that was filled
 _RETRY_EVERY = 0.5  # seconds between tries while Redis is away
 _RUN_ID = "redis_run_id"
+_IN_PIPELINE = re.compile(r"^Command # \d+ \(.*?\) of pipeline caused error: ", re.DOTALL)
+"""What the client puts before the reason: a key, and with it a shopper's id."""
 
 
 class RedisSink:
@@ -54,7 +57,7 @@ class RedisSink:
             self._settle()
             self._database.note_written()
         except redis.RedisError as error:
-            self.problem = f"Redis at {self._address}: {error}"
+            self.problem = f"Redis at {self._address}: {_IN_PIPELINE.sub('', str(error))}"
             self._retry_at = time.monotonic() + _RETRY_EVERY
             self._next_look = 0.0
             return False
