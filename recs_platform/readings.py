@@ -77,7 +77,7 @@ def of_topics(status: Mapping[str, Any], topics: Iterable[str] = ()) -> list[Rea
     return problems + [
         Reading(
             topic_key(topic),
-            state=_problem(status, "kafka", topic) | ({"gap": in_words(gaps[topic])} if topic in gaps else {}),
+            state=_problem(status, "kafka", topic) | ({"gap": gap_in_words(gaps[topic])} if topic in gaps else {}),
             counters={"messages": sum(p["end_offset"] for p in found)},
             numbers={
                 "lag_messages": sum(p["lag"] for p in found),
@@ -90,7 +90,7 @@ def of_topics(status: Mapping[str, Any], topics: Iterable[str] = ()) -> list[Rea
     ]
 
 
-def in_words(reset: Mapping[str, Any]) -> str:
+def gap_in_words(reset: Mapping[str, Any]) -> str:
     """A topic's entry among a status' `resets`."""
     at, partitions = datetime.fromisoformat(reset["at"]).astimezone(UTC), reset["partitions"]
     where = f"{partitions} partitions" if partitions != 1 else "1 partition"

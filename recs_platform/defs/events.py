@@ -14,7 +14,7 @@ from recs_platform.defs.resources import Platform
 from recs_platform.errors import RecsError
 from recs_platform.event_drift import FieldDrift, drifts, fields_read, learned, profile, sample
 from recs_platform.pipeline import Pipeline, Relation
-from recs_platform.readings import in_words
+from recs_platform.readings import gap_in_words
 from recs_platform.settings import Settings
 
 EVERY = 60  # seconds between looks
@@ -207,7 +207,7 @@ def _judged_gaps(pipeline: Pipeline, status: Mapping[str, Any]) -> dict[str, dic
             "check_name": GAPS,
             "passed": lost == 0,
             "severity": dg.AssetCheckSeverity.WARN,
-            "description": in_words(gaps[topic]) if topic in gaps else "it was read without a gap",
+            "description": gap_in_words(gaps[topic]) if topic in gaps else "it was read without a gap",
             "metadata": metadata,
         }
     return found

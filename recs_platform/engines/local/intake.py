@@ -217,15 +217,15 @@ class KafkaIntake:
         held = [at for at, (offset, lag) in self._seen.items() if lag and self._stable.get(at) == offset]
         self._held_since = {at: self._held_since.get(at, now) for at in held}
         return {
-            (
-                topic,
-                n,
-            ): f"a producer's open transaction holds back {topic}/{n} from message {self._seen[topic, n][0]} on: "
-            "it is read on when that is committed or aborted, after its transaction.timeout.ms at the latest"
-            if now - since >= HELD_SECONDS
-            else ""
-            for (topic, n), since in self._held_since.items()
+            at: self._held_in_words(at) if now - since >= HELD_SECONDS else "" for at, since in self._held_since.items()
         }
+
+    def _held_in_words(self, at: Partition) -> str:
+        topic, n = at
+        return (
+            f"a producer's open transaction holds back {topic}/{n} from message {self._seen[at][0]} on: "
+            "it is read on when that is committed or aborted, after its transaction.timeout.ms at the latest"
+        )
 
     def _lag(self, at: Partition) -> int:
         return max(0, self._ends.get(at, 0) - self._positions[at].offset)
