@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,7 +32,7 @@ LATE = 60.0  # seconds after which one has come in a backlog, too: three ticks (
 MISSING_KEPT = 20
 REMEMBERED = "canary.json"
 NEWS = 300.0  # seconds for which a flight says something of now
-ROW = "canary"  # the heartbeat's name
+SENSOR = "canary"  # who sends them all the time
 Send = Callable[[Settings, Pipeline, str, float], None]
 
 
@@ -66,28 +67,40 @@ class Flight:
         return f"{self.what} did not come to Redis: {self.problem}"
 
 
-def fly(settings: Settings, pipeline: Pipeline, wait: float = WAIT) -> list[Flight]:
+def fly(settings: Settings, pipeline: Pipeline, wait: float = WAIT, sender: str = SENSOR) -> list[Flight]:
     """Sends one along each path the pipeline has, one after the other, and waits for each, at most `wait` seconds.
 
+    Each sender has a heartbeat's row of its own: two that send at once would overwrite each other's.
     What is away is a flight with a problem. Raises `SettingsError` where no stack runs.
     """
-    before = {f.sink: f for f in remembered(settings.state_dir, time.time()) if f.seconds is None and f.canary}
-    paths = (("canary_sink", "a message", _send_message), ("heartbeat_sink", "a row", _write_row))
-    return [_flown(settings, pipeline, *p, wait, before.get(p[0])) for p in paths if p[0] in pipeline.relations]
+    known = remembered(settings.state_dir, time.time()) if sender == SENSOR else ()
+    before = {f.sink: f for f in known if f.seconds is None and f.canary}
+    message = _Way("canary_sink", "a message", _send_message)
+    row = _Way("heartbeat_sink", "a row", partial(_write_row, sender), sender)
+    ways = (way for way in (message, row) if way.sink in pipeline.relations)
+    return [_flown(settings, pipeline, way, wait, before.get(way.sink)) for way in ways]
 
 
-def _flown(
-    settings: Settings, pipeline: Pipeline, sink: str, what: str, send: Send, wait: float, before: Flight | None
-) -> Flight:
+@dataclass(frozen=True)
+class _Way:
+    """`row`: of the heartbeat's document; None where each canary has a document of its own."""
+
+    sink: str
+    what: str
+    send: Send
+    row: str | None = None
+
+
+def _flown(settings: Settings, pipeline: Pipeline, way: _Way, wait: float, before: Flight | None) -> Flight:
     url, missing = settings.require("redis_url"), (*before.missing, (before.canary, before.sent_at)) if before else ()
-    flight = Flight(sink, what, time.time(), canary=uuid4().hex, missing=missing[-MISSING_KEPT:])
-    place = _Place.of(pipeline, sink)
+    flight = Flight(way.sink, way.what, time.time(), canary=uuid4().hex, missing=missing[-MISSING_KEPT:])
+    place = _Place(pipeline[way.sink].redis_name, way.row)
     try:
         with redis_at(url, wait) as connection:
             came = [i for i, (canary, _) in enumerate(flight.missing) if _is_there(connection, place, canary)]
             # each has those before it on its heels
             flight = replace(flight, sent_at=time.time(), missing=flight.missing[came[-1] + 1 if came else 0 :])
-            send(settings, pipeline, flight.canary, wait)
+            way.send(settings, pipeline, flight.canary, wait)
             if wait_until(lambda: _is_there(connection, place, flight.canary), wait, BETWEEN_LOOKS):
                 return replace(flight, seconds=time.time() - flight.sent_at, missing=())
     except SettingsError:
@@ -104,11 +117,11 @@ def _send_message(settings: Settings, pipeline: Pipeline, canary: str, wait: flo
         producer.send_raw(topic, None, canary.encode())
 
 
-def _write_row(settings: Settings, pipeline: Pipeline, canary: str, wait: float) -> None:
+def _write_row(row: str, settings: Settings, pipeline: Pipeline, canary: str, wait: float) -> None:
     table = sql.Identifier(*pipeline["heartbeat"].options["table"].split("."))
     put = "INSERT INTO {} (name, canary) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET canary = excluded.canary"
     with postgres_at(settings.require("postgres_url"), wait) as connection:
-        connection.execute(sql.SQL(put).format(table), [ROW, canary])
+        connection.execute(sql.SQL(put).format(table), [row, canary])
 
 
 @dataclass(frozen=True)
@@ -117,10 +130,6 @@ class _Place:
 
     name: str
     row: str | None
-
-    @classmethod
-    def of(cls, pipeline: Pipeline, sink: str) -> _Place:
-        return cls(pipeline[sink].redis_name, None if sink == "canary_sink" else ROW)
 
 
 def _is_there(connection: redis.Redis, place: _Place, canary: str) -> bool:

@@ -289,7 +289,7 @@ def _engine(settings: Settings) -> Iterator[Diagnosis]:
         yield Diagnosis(
             "the engine", Verdict.WARNING, "what is deployed is not what sql/ says", "`recs plan` shows what differs"
         )
-    for flight in fly(settings, pipeline):
+    for flight in fly(settings, pipeline, sender="doctor"):
         if flight.seconds is None:
             yield Diagnosis("the path", Verdict.ILL, flight.words, "`recs status` names the box to blame")
         else:

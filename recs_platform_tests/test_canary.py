@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,14 @@ def test_both_paths_are_flown_and_nothing_else_holds_a_canary(shop: Shop) -> Non
     assert shop.database is not None
     for relation in ("user_activity", "dead_letters", "product_catalog"):
         assert shop.database.connection.execute(f"SELECT count(*) FROM {relation}").fetchall() == [(0,)]
+
+
+def test_senders_do_not_overwrite_each_others_row(shop: Shop) -> None:
+    pipeline = Pipeline.of(shop.settings)
+    with at_work(shop), ThreadPoolExecutor() as pool:
+        flown = list(pool.map(lambda sender: fly(shop.settings, pipeline, 10.0, sender), ("canary", "check", "doctor")))
+    assert all(flight.seconds is not None for flights in flown for flight in flights), flown
+    assert sorted(shop.documents("heartbeat")) == ["canary", "check", "doctor"]
 
 
 def test_an_engine_that_stands_still_loses_them_and_what_is_away_is_named(shop: Shop) -> None:
@@ -240,7 +249,7 @@ def test_dagster_sends_one_and_writes_it_down_when_it_is_news(shop: Shop, monkey
         assert found.keys() == {"canary_sink", "heartbeat_sink"}
         again, result = tick(result.cursor)
         assert not again, "nothing is news"
-    monkeypatch.setattr(definitions, "fly", lambda settings, pipeline: fly(settings, pipeline, wait=0.2))
+    monkeypatch.setattr(definitions, "fly", lambda settings, pipeline: fly(settings, pipeline, 0.2))
     lost, _ = tick(result.cursor)
     assert not any(e.passed for e in lost.values())
     assert "did not come to Redis" in str(lost["canary_sink"].description)

@@ -92,6 +92,7 @@ def test_a_topic_that_begins_anew_when_all_of_it_was_read_is_told_of_and_no_trou
     lose(shop, TopicReset(topic, 0, 100, "it began anew"))
     [reading] = [r for r in of_topics(engine.status()) if "messages_lost" in r.numbers]
     assert "nothing that was sent to 1 partition is known to be lost" in reading.state["gap"]
+    assert not list(_gaps(Report(0.0, (reading,), ())))
     found, _ = evaluated(engine, shop)
     assert found["user_activity_raw"].passed
     assert "it began anew" in str(found["user_activity_raw"].description)

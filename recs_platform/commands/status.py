@@ -233,8 +233,8 @@ def _letters(report: Report) -> Iterator[Text]:
 
 def _gaps(report: Report) -> Iterator[Text]:
     for reading in report.readings:
-        if gap := reading.state.get("gap"):
-            yield Text(f"{label(reading.key)}: {gap}", "yellow" if reading.numbers["messages_lost"] else "dim")
+        if reading.numbers.get("messages_lost"):  # a topic that began anew when all of it was read is no news
+            yield Text(f"{label(reading.key)}: {reading.state['gap']}", "yellow")
 
 
 def _watchers(report: Report) -> Iterator[Text]:

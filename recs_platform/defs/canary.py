@@ -46,7 +46,7 @@ def checks(pipeline: Pipeline, sinks: Collection[str]) -> dg.AssetChecksDefiniti
         """Sends one along each path and waits for it."""
         try:
             settings = platform.settings()
-            flights = fly(settings, pipeline)
+            flights = fly(settings, pipeline, sender="check")
             behind = _behind(settings, pipeline, flights)
         except RecsError as error:
             raise dg.Failure(str(error)) from error
