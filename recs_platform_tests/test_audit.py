@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from datetime import time as clock_time
 from decimal import Decimal
 from typing import Any
 
@@ -15,6 +16,7 @@ from recs_platform.repairs import Incident, follow
 from recs_platform.serving.documents import is_document_of
 
 NOON = datetime(2026, 11, 26, 12, 0, 0, 5, UTC)
+LOCAL, DAY, CLOCK = datetime(2026, 11, 26, 12), date(2026, 11, 26), clock_time(1, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,9 @@ NOON = datetime(2026, 11, 26, 12, 0, 0, 5, UTC)
         ("a", '"a"'), (None, "null"), (3, "3"), (3.0, "3"), (2.5, "2.5"), (Decimal("2.50"), "2.5"), (True, "true"),
         (NOON, '"2026-11-26T12:00:00.000005Z"'), (NOON, '"2026-11-26T13:00:00.000005+01:00"'),
         (["a", "b"], '["a","b"]'), ('["a", "b"]', '["a","b"]'), ([{"n": 1, "at": None}], '[{"n":1,"at":null}]'),
+        (DAY, '"2026-11-26"'), (DAY, "739946"), (CLOCK, '"01:02:03"'), (CLOCK, "3723000"), (Decimal("2.50"), '"2.50"'),
+        (NOON.replace(tzinfo=None), '"2026-11-26 12:00:00.000005"'), (LOCAL, "1795694400000"),
+        (LOCAL.replace(microsecond=1999), "1795694400001"), (b"x", '"eA=="'),
         (math.nan, "null"), (-math.inf, "null"), (Decimal("NaN"), "null"), ([1.0, math.nan], "[1,null]"),
     ],
 )  # fmt: skip
@@ -35,6 +40,8 @@ def test_a_document_says_what_its_row_does(value: Any, text: str) -> None:
     [
         ("a", '"b"'), ("a", "null"), (None, '"a"'), (3, "4"), (2.5, "2.6"), (NOON, '"2026-11-26T12:00:00Z"'), (NOON, '"noon"'),
         (["a", "b"], '["b","a"]'), (["a"], '["a","b"]'), ('["a"]', '["b"]'), ([{"n": 1}], '[{"n":2}]'), (True, '"true"'),
+        (DAY, '"2026-11-27"'), (DAY, "739947"), (DAY, "null"), (CLOCK, '"01:02:04"'), (Decimal("2.50"), '"2.51"'), (2.5, "true"),
+        (Decimal("2.50"), '"many"'), (LOCAL, "1795694400001"), (LOCAL, '"2026-11-26T12:00:00Z"'), (NOON, "null"), (NOON, "7"),
         (math.nan, "NaN"), (math.inf, "Infinity"), (2.5, "null"),
     ],
 )  # fmt: skip
