@@ -249,6 +249,16 @@ def test_a_wrong_token_is_turned_away(local_engine: LocalEngine) -> None:
         stranger.query("SELECT 1")
 
 
+def test_whatever_is_refused_says_why_and_nothing_of_the_wire(local_engine: LocalEngine) -> None:
+    with pytest.raises(EngineError) as refused:
+        local_engine._action("forget", user_id="not a number")
+    with pytest.raises(QueryError) as asked:
+        local_engine.query("SELEC 1")
+    for error in (refused, asked):
+        assert "refused: " not in str(error.value)
+        assert "Flight" not in str(error.value)
+
+
 def test_an_engine_that_is_away_is_named() -> None:
     url = f"grpc://127.0.0.1:{free_port()}"
     with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
@@ -16,6 +17,9 @@ from recs_platform.errors import EngineError, EngineUnavailable, QueryError
 from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Action, Plan, Step, Tell
 from recs_platform.settings import Settings
+
+_BEFORE_THE_REASON = re.compile(r"^(?:.*?message: )?\w+ refused: ", re.DOTALL)
+"""What Arrow Flight, and the server's name for what was asked, put before it."""
 
 
 class LocalEngine:
@@ -124,9 +128,7 @@ class LocalEngine:
             return EngineUnavailable(
                 f"the engine at {self.url} does not answer: `recs status` shows what runs, `recs up` starts it"
             )
-        text = str(error)
-        for word in ("query refused: ", "plan refused: ", "apply refused: ", "roll_back refused: ", "status refused: "):
-            text = text.partition(word)[2] or text
+        text = _BEFORE_THE_REASON.sub("", str(error))
         return refused(text.partition(". Detail: Failed")[0].partition(". gRPC client debug context")[0])
 
 

@@ -39,7 +39,7 @@ class TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]
 
 
 class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
-    """`do_get` answers SQL; `do_action` answers status, deployed, plan, apply and roll_back, each as JSON."""
+    """`do_get` answers SQL; `do_action` all else that is asked of the engine, as JSON."""
 
     def __init__(self, engine: Engine, location: str, token: str) -> None:
         super().__init__(location, middleware={"token": TokenCheck(token)})
