@@ -58,29 +58,40 @@ class Diagnosis:
     remedy: str = ""
 
 
+Check = Callable[[Settings, Pipeline], Iterator[Diagnosis]]
+"""Of one server, of whose relations the pipeline tells."""
+
+
 def diagnose(settings: Settings, environ: Mapping[str, str] = os.environ) -> Iterator[Diagnosis]:
     """All checks, the nearest things first; each is made when it is asked for. Never raises for what it looks at."""
     yield from _settings(environ)
     yield _disk(settings)
     yield _memory(settings)
     yield from _ports(settings)
-    yield _files(settings)
-    checks = [
+    try:
+        pipeline = Pipeline.of(settings)
+        yield Diagnosis("sql/", Verdict.WELL, f"{len(pipeline.relations)} relations in {settings.sql_dir}")
+    except RecsError as error:
+        pipeline = None
+        yield Diagnosis("sql/", Verdict.ILL, str(error), "mend the file; `recs plan` says the same")
+    checks: list[tuple[str, str, Check]] = [
         ("PostgreSQL", settings.postgres_url, _postgres),
         ("Redis", settings.redis_url, _redis),
         ("Kafka", settings.kafka_bootstrap_servers, _kafka),
         ("the engine", settings.risingwave_url if settings.engine == RISINGWAVE else settings.engine_url, _engine),
     ]
     for thing, address, check in checks:
-        if address:
-            yield from _tried(thing, check, settings)
-        else:
+        if not address:
             yield Diagnosis(thing, Verdict.SKIPPED, "no address is set, and no stack runs here", "`recs up` starts one")
+        elif pipeline is None:
+            yield Diagnosis(thing, Verdict.SKIPPED, "which relations it serves is not known while sql/ is ill")
+        else:
+            yield from _tried(thing, check, settings, pipeline)
 
 
-def _tried(thing: str, check: Callable[[Settings], Iterator[Diagnosis]], settings: Settings) -> Iterator[Diagnosis]:
+def _tried(thing: str, check: Check, settings: Settings, pipeline: Pipeline) -> Iterator[Diagnosis]:
     try:
-        yield from check(settings)
+        yield from check(settings, pipeline)
     except RecsError as error:
         yield Diagnosis(thing, Verdict.ILL, str(error), "is it running, are the address and the password right?")
 
@@ -147,14 +158,6 @@ def _ports(settings: Settings) -> Iterator[Diagnosis]:
             yield Diagnosis("ports", verdict, f"{variable}={port}: something else listens there", remedy)
 
 
-def _files(settings: Settings) -> Diagnosis:
-    try:
-        pipeline = Pipeline.of(settings)
-    except RecsError as error:
-        return Diagnosis("sql/", Verdict.ILL, str(error), "mend the file; `recs plan` says the same")
-    return Diagnosis("sql/", Verdict.WELL, f"{len(pipeline.relations)} relations in {settings.sql_dir}")
-
-
 # -- servers ----------------------------------------------------------------------------------------------------------
 
 
@@ -176,10 +179,11 @@ SELECT current_setting('server_version_num')::int / 10000 AS version, current_se
   (SELECT wal_status FROM pg_replication_slots WHERE slot_name = %s) AS slot"""
 
 
-def _postgres(settings: Settings) -> Iterator[Diagnosis]:
+def _postgres(settings: Settings, pipeline: Pipeline) -> Iterator[Diagnosis]:
     thing = "PostgreSQL"
-    tables = [copy.options["table"] for copy in copies(Pipeline.of(settings))]
-    slot = _slot(settings)
+    tables = [copy.options["table"] for copy in copies(pipeline)]
+    status = _status(settings)
+    slot = slot_of(settings, status)
     with connected(settings.postgres_url, SECONDS) as server, server.cursor(row_factory=dict_row) as cursor:
         found: Mapping[str, Any] = cursor.execute(_POSTGRES, [slot]).fetchone() or {}
         missing = [t for t in tables if server.execute("SELECT to_regclass(%s)", [t]).fetchone() == (None,)]
@@ -199,12 +203,8 @@ def _postgres(settings: Settings) -> Iterator[Diagnosis]:
         remedy = "set max_slot_wal_keep_size, such as 2GB: an engine that is away would fill its disk"
         yield Diagnosis(thing, Verdict.WARNING, "it keeps its log for a slot without a bound", remedy)
     if found["slot"] == "lost":
-        yield Diagnosis(
-            thing,
-            Verdict.ILL,
-            f"it has given up the slot {slot}",
-            "the engine makes another when it runs",
-        )
+        remedy = status.get("slot_remedy") or "the engine makes another when it runs"
+        yield Diagnosis(thing, Verdict.ILL, f"it has given up the slot {slot}", remedy)
     if found["slot"] is None and found["slots"] >= found["most_slots"]:
         yield Diagnosis(
             thing, Verdict.ILL, "all its replication slots are taken", "raise max_replication_slots, or drop one"
@@ -215,12 +215,11 @@ def _postgres(settings: Settings) -> Iterator[Diagnosis]:
         )
 
 
-def _slot(settings: Settings) -> str | None:
-    """The one the engine reads through, as far as it answers."""
-    status: Mapping[str, Any] = {}
+def _status(settings: Settings) -> Mapping[str, Any]:
+    """What the engine says of itself; nothing where it does not answer."""
     with suppress(RecsError), connect(settings, SECONDS) as engine:
-        status = engine.status()
-    return slot_of(settings, status)
+        return engine.status()
+    return {}
 
 
 def _version_of_postgres(settings: Settings, version: int) -> Diagnosis:
@@ -230,7 +229,7 @@ def _version_of_postgres(settings: Settings, version: int) -> Diagnosis:
     return Diagnosis("PostgreSQL", Verdict.WELL, words)
 
 
-def _redis(settings: Settings) -> Iterator[Diagnosis]:
+def _redis(settings: Settings, _: Pipeline) -> Iterator[Diagnosis]:
     with redis_at(settings.redis_url, SECONDS) as connection:
         servers = nodes_of(connection)
         found = [(getattr(node, "name", ""), node.info(), node.time()) for node in servers]
@@ -261,9 +260,9 @@ def _server(thing: str, info: Mapping[str, Any]) -> Iterator[Diagnosis]:
         yield Diagnosis(thing, Verdict.WARNING, "it keeps nothing on disk", "the engine fills it anew after a restart")
 
 
-def _kafka(settings: Settings) -> Iterator[Diagnosis]:
+def _kafka(settings: Settings, pipeline: Pipeline) -> Iterator[Diagnosis]:
     thing, servers = "Kafka", hosts(settings.kafka_bootstrap_servers)
-    topics = list(Pipeline.of(settings).topics)
+    topics = list(pipeline.topics)
     try:
         found = describe_topics(admin_client(settings.kafka_bootstrap_servers), topics, SECONDS)
     except KafkaException as error:
@@ -276,11 +275,10 @@ def _kafka(settings: Settings) -> Iterator[Diagnosis]:
             yield Diagnosis(thing, Verdict.WARNING, f"there is no topic {topic}", "it is read as soon as it is created")
 
 
-def _engine(settings: Settings) -> Iterator[Diagnosis]:
+def _engine(settings: Settings, pipeline: Pipeline) -> Iterator[Diagnosis]:
     with connect(settings, SECONDS) as engine:
         deployed = engine.deployed()
         plan = engine.plan()
-    pipeline = Pipeline.of(settings)
     sinks = sum(relation.name in deployed for relation in pipeline.of_kind(Kind.SINK))
     yield Diagnosis(
         "the engine", Verdict.WELL, f"{settings.engine}: {len(deployed)} relations are deployed, {sinks} of them sinks"

@@ -19,7 +19,6 @@ from urllib.parse import parse_qsl, unquote
 
 from recs_platform.errors import SettingsError
 
-VARIABLE = "RECS_KAFKA_BOOTSTRAP_SERVERS"
 PLAINTEXT = "PLAINTEXT"
 PROTOCOLS = ("ssl", "sasl_ssl", "sasl_plaintext")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -111,7 +110,7 @@ class KafkaAddress:
             if self.cert:
                 context.load_cert_chain(self.cert, self.key or None)
         except (OSError, ssl.SSLError) as error:
-            raise _refused(f"its certificates cannot be used: {error}") from None
+            raise SettingsError(f"the certificates for Kafka cannot be used: {error}") from None
         return context
 
 
@@ -135,4 +134,4 @@ def _said(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def _refused(why: str) -> SettingsError:
-    return SettingsError(f"{VARIABLE}: {why}")
+    return SettingsError(f"this is no address of Kafka: {why}")

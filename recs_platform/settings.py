@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,36 @@ def passwords_of(url: str) -> set[str]:
     return {password for match in matches if match and match[2] for password in (match[2], unquote(match[2]))}
 
 
-def _setting(variable: str, default: Any, help: str, *, secret: bool = False, endpoint: bool = False) -> Any:
-    metadata = {"variable": variable, "help": help, "secret": secret, "endpoint": endpoint}
+def _check_postgres(url: str) -> None:
+    """Does not repeat the text: where it cannot be parsed, no password can be masked."""
+    try:
+        split = urlsplit(url)
+        is_url = split.scheme in ("postgresql", "postgres") and split.port != 0
+    except ValueError:
+        is_url = False
+    # an unescaped / or @ in a password cuts the URL elsewhere than was meant
+    if not is_url or split.netloc.count("@") > 1 or "@" in split.path:
+        raise SettingsError(
+            "postgresql://[user:password@]host:port/database is wanted, with %40, %2F, … for @, /, … in a password"
+        )
+
+
+def _check_engine(name: str) -> None:
+    if name not in (LOCAL, RISINGWAVE):
+        raise SettingsError(f"{name!r}: {LOCAL} or {RISINGWAVE} is wanted")
+
+
+def _setting(
+    variable: str,
+    default: Any,
+    help: str,
+    *,
+    secret: bool = False,
+    endpoint: bool = False,
+    check: Callable[[str], object] | None = None,
+) -> Any:
+    """`check` raises `SettingsError` for a value that cannot be used, without naming the variable."""
+    metadata = {"variable": variable, "help": help, "secret": secret, "endpoint": endpoint, "check": check}
     if callable(default):
         return field(default_factory=default, metadata=metadata, repr=not secret)
     return field(default=default, metadata=metadata, repr=not secret)
@@ -78,6 +106,7 @@ class Settings:
         "your own Kafka instead of the embedded broker, host:port[,…], or sasl_ssl://user:password@host:port[,…]",
         secret=True,
         endpoint=True,
+        check=KafkaAddress.parse,
     )
     postgres_url: str = _setting(
         "RECS_POSTGRES_URL",
@@ -85,6 +114,7 @@ class Settings:
         "your own PostgreSQL instead of the embedded one, postgresql://…",
         secret=True,
         endpoint=True,
+        check=_check_postgres,
     )
     redis_url: str = _setting(
         "RECS_REDIS_URL",
@@ -92,6 +122,7 @@ class Settings:
         "your own Redis or Valkey instead of the embedded one, redis://…; several hosts (host:port,host:port) are a cluster",
         secret=True,
         endpoint=True,
+        check=RedisAddress.parse,
     )
     redis_reader_url: str = _setting(
         "RECS_REDIS_READER_URL",
@@ -99,6 +130,7 @@ class Settings:
         "the same Redis as a user that may only read, for the library and the HTTP API; RECS_REDIS_URL by default",
         secret=True,
         endpoint=True,
+        check=RedisAddress.parse,
     )
     catalog: str = _setting(
         "RECS_CATALOG",
@@ -110,21 +142,37 @@ class Settings:
         lambda: project_root() / "catalog",
         "where product_catalog.csv and customers.csv lie with RECS_CATALOG=file",
     )
-    engine: str = _setting("RECS_ENGINE", LOCAL, "the stream engine: local, or risingwave", endpoint=True)
+    engine: str = _setting(
+        "RECS_ENGINE", LOCAL, "the stream engine: local, or risingwave", endpoint=True, check=_check_engine
+    )
     risingwave_url: str = _setting(
-        "RECS_RISINGWAVE_URL", "", "your RisingWave, postgresql://root@127.0.0.1:4566/dev", secret=True, endpoint=True
+        "RECS_RISINGWAVE_URL",
+        "",
+        "your RisingWave, postgresql://root@127.0.0.1:4566/dev",
+        secret=True,
+        endpoint=True,
+        check=_check_postgres,
     )
     risingwave_kafka: str = _setting(
-        "RECS_RISINGWAVE_KAFKA", "", "Kafka's address as your RisingWave sees it, where that is another", secret=True
+        "RECS_RISINGWAVE_KAFKA",
+        "",
+        "Kafka's address as your RisingWave sees it, where that is another",
+        secret=True,
+        check=KafkaAddress.parse,
     )
     risingwave_postgres_url: str = _setting(
         "RECS_RISINGWAVE_POSTGRES_URL",
         "",
         "PostgreSQL's URL as your RisingWave sees it, where that is another",
         secret=True,
+        check=_check_postgres,
     )
     risingwave_redis_url: str = _setting(
-        "RECS_RISINGWAVE_REDIS_URL", "", "Redis's URL as your RisingWave sees it, where that is another", secret=True
+        "RECS_RISINGWAVE_REDIS_URL",
+        "",
+        "Redis's URL as your RisingWave sees it, where that is another",
+        secret=True,
+        check=RedisAddress.parse,
     )
     barrier_interval_ms: int = _setting("RECS_BARRIER_INTERVAL_MS", 250, "how often a RisingWave makes changes visible")
     grace_seconds: float = _setting(
@@ -196,11 +244,8 @@ class Settings:
             if environ.get(f.metadata["variable"])
         }
         settings = cls(**{**given, **overrides})
-        KafkaAddress.parse(settings.kafka_bootstrap_servers)
-        KafkaAddress.parse(settings.risingwave_kafka)
-        for url in (settings.redis_url, settings.redis_reader_url, settings.risingwave_redis_url):
-            if url:
-                RedisAddress.parse(url)
+        for f in fields(cls):
+            _check(f, getattr(settings, f.name))
         running: dict[str, Any] = {
             name: value
             for name, value in _endpoints(settings.state_dir).items()
@@ -278,6 +323,14 @@ def _endpoints(state_dir: Path) -> dict[str, str]:
         return {}
     known = {f.name for f in fields(Settings) if f.metadata["endpoint"]}
     return {name: value for name, value in found.items() if name in known}
+
+
+def _check(setting: Any, value: Any) -> None:
+    if value and (check := setting.metadata["check"]):
+        try:
+            check(value)
+        except SettingsError as error:
+            raise SettingsError(f"{setting.metadata['variable']}: {error}") from None
 
 
 def _parsed(setting: Any, text: str) -> Any:

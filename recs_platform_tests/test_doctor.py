@@ -63,7 +63,11 @@ def test_a_port_that_was_chosen_and_is_taken_is_ill(settings: Settings) -> None:
 def test_a_file_that_is_wrong_is_named(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "sql").mkdir()
     (tmp_path / "sql" / "x.sql").write_text("SELEC 1")
-    assert "x.sql" in ill("sql/", replace(settings, sql_dir=tmp_path / "sql"))[0][0]
+    wrong = replace(settings, sql_dir=tmp_path / "sql")
+    assert "x.sql" in ill("sql/", wrong)[0][0]
+    # which is nothing that a server could be blamed for
+    addressed = replace(wrong, postgres_url="postgresql://127.0.0.1:1/shop", kafka_bootstrap_servers="127.0.0.1:1")
+    assert {d.verdict for thing in ("PostgreSQL", "Kafka") for d in of(thing, addressed)} == {Verdict.SKIPPED}
 
 
 def test_what_has_no_address_is_left_out(settings: Settings) -> None:

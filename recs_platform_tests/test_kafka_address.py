@@ -76,7 +76,7 @@ def test_the_address_that_a_risingwave_sees_is_looked_at_too() -> None:
 
 
 def test_certificates_that_cannot_be_used_are_named() -> None:
-    with pytest.raises(SettingsError, match="its certificates cannot be used"):
+    with pytest.raises(SettingsError, match="certificates for Kafka cannot be used"):
         KafkaAddress.parse("ssl://k1:9093?ca=/nowhere.pem").for_aiokafka()
 
 

@@ -28,7 +28,14 @@ from recs_platform.engines.risingwave.engine import RisingWaveEngine
 from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
 from recs_platform.engines.risingwave.postgres import count_rows, drop_slot
 from recs_platform.engines.risingwave.statements import differences, is_one_question, publication, statement
-from recs_platform.errors import EngineError, PipelineError, QueryError, SourceError, StoreUnavailable
+from recs_platform.errors import (
+    EngineError,
+    EngineUnavailable,
+    PipelineError,
+    QueryError,
+    SourceError,
+    StoreUnavailable,
+)
 from recs_platform.events import EventProducer
 from recs_platform.health import State, judge
 from recs_platform.pipeline import Kind, Pipeline
@@ -451,6 +458,19 @@ def test_a_redis_that_is_away_makes_sinks_ill_and_nothing_else(
     found = judge(pipeline, of_stream(status, pipeline), {}, datetime.now(UTC).timestamp())[0]
     broken = {finding.key[0] for finding in found if finding.state is State.BROKEN}
     assert broken == {sink.name for sink in pipeline.of_kind(Kind.SINK)}
+
+
+def test_a_question_that_is_not_answered_in_time_is_given_up(redis_url: str, postgres_url: str) -> None:
+    """Of a PostgreSQL, which can be made to keep silent, too."""
+    settings = replace(SETTINGS, redis_url=redis_url, risingwave_url=postgres_url, engine=RISINGWAVE)
+    with RisingWaveEngine(settings, timeout=0.3) as engine:
+        assert engine.query("SELECT 1 AS one").to_pylist() == [{"one": 1}]
+        with pytest.raises(QueryError, match="division by zero"):
+            engine.query("SELECT 1 / 0")
+        with pytest.raises(EngineUnavailable, match=r"does not answer within 0\.3 s"):
+            engine.query("SELECT pg_sleep(60)")
+        with pytest.raises(EngineUnavailable):
+            engine.query("SELECT 1 AS one")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from recs_platform.settings import LOCAL, RISINGWAVE, Settings
 
 
 def connect(settings: Settings | None = None, timeout: float = 30.0) -> StreamEngine:
-    """The engine that the settings choose. `timeout` is in seconds, per call, where the engine knows one.
+    """The engine that the settings choose. `timeout` is in seconds, per question; what changes something is waited for longer.
 
     Raises `SettingsError` for an engine nobody knows or one without an address.
     """
@@ -20,5 +20,5 @@ def connect(settings: Settings | None = None, timeout: float = 30.0) -> StreamEn
     if settings.engine == RISINGWAVE:
         from recs_platform.engines.risingwave.engine import RisingWaveEngine
 
-        return RisingWaveEngine(settings)
+        return RisingWaveEngine(settings, timeout)
     raise SettingsError(f"RECS_ENGINE={settings.engine!r}: local or risingwave is wanted")

@@ -40,6 +40,7 @@ from recs_platform.engines.risingwave.checks import (
     check_types,
     risingwave_version,
 )
+from recs_platform.engines.risingwave.hanging_up import hung_up_after
 from recs_platform.engines.risingwave.happenings import Happenings, happenings, in_words
 from recs_platform.engines.risingwave.lag import begun_anew, partitions
 from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
@@ -79,6 +80,7 @@ CANNOT_FORGET = (
     "`recs apply --rebuild` the sources; what lies in PostgreSQL is deleted there"
 )
 CONNECT_SECONDS = 5
+PATIENT_SECONDS = 300.0  # for each question, while something is changed
 LONGEST_PROBLEM = 300  # characters
 AT_ONCE = 500  # keys of one question, rows of one statement
 
@@ -98,9 +100,11 @@ class RisingWaveEngine:
 
     capabilities = CAPABILITIES
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        """Raises `SettingsError` without a URL, `EngineUnavailable` where nothing answers."""
+    def __init__(self, settings: Settings | None = None, timeout: float = 30.0) -> None:
+        """`timeout` is in seconds, per question. Raises `SettingsError` without a URL, `EngineUnavailable` where nothing
+        answers."""
         self.settings = settings or Settings.load()
+        self._timeout = timeout
         self._secrets = secrets_of(self.settings)
         self._address = masked(self.settings.require("risingwave_url"))
         self._redis = client(self.settings.require("redis_url"), 5)
@@ -123,6 +127,9 @@ class RisingWaveEngine:
                 autocommit=True,
                 connect_timeout=CONNECT_SECONDS,
                 prepare_threshold=None,
+                keepalives_idle=30,  # or what is waited for without an end, a build, never ends with a host that is gone
+                keepalives_interval=10,
+                keepalives_count=3,
             )
         except psycopg.Error as error:
             raise EngineUnavailable(f"RisingWave at {self._address} does not answer: {self._masked(error)}") from None
@@ -144,7 +151,7 @@ class RisingWaveEngine:
     def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None, only: Collection[str] = ()) -> Plan:
         """Carries the plan out, telling how far each step is; nobody else can meanwhile."""
         pipeline = Pipeline.of(self.settings)
-        with self._answering(), locked(self._redis):
+        with self._answering(), locked(self._redis), self._patiently():
             plan = self._planned(pipeline, rebuild, only)
             Applier(self, self._redis, self.settings.grace_seconds, tell).apply(pipeline, plan)
             left = self._planned(pipeline) if only else Plan(())
@@ -165,7 +172,7 @@ class RisingWaveEngine:
 
     def roll_back(self, tell: Tell | None = None) -> Plan:
         """Lets readers go back to what was live before the last switch. Raises `EngineError` when that is gone."""
-        with self._answering(), locked(self._redis):
+        with self._answering(), locked(self._redis), self._patiently():
             return Applier(self, self._redis, self.settings.grace_seconds, tell).roll_back()
 
     def _planned(self, pipeline: Pipeline, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
@@ -452,19 +459,41 @@ class RisingWaveEngine:
         """Rows of one SELECT as an Arrow table; `params` are bound to `$1`, `$2`, …. Raises `QueryError` where it is refused."""
         if not is_one_question(sql):
             raise QueryError("one SELECT is wanted; the pipeline is changed in sql/")
-        with self._translated(QueryError), psycopg.RawCursor(self._connection) as cursor:
+        with self._asking(QueryError), psycopg.RawCursor(self._connection) as cursor:
             cursor.execute(sql.encode(), list(params) if params is not None else None)
             names = [column.name for column in cursor.description or ()]
             rows = cursor.fetchall()
         return pa.table({name: [_plain(row[i]) for row in rows] for i, name in enumerate(names)})
 
     def _rows(self, sql: str) -> list[dict[str, Any]]:
-        with self._translated(EngineError), self._connection.cursor(row_factory=dict_row) as cursor:
+        with self._asking(EngineError), self._connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(sql.encode()).fetchall()
 
     def _do(self, sql: str) -> None:
         with self._translated(EngineError):
             self._connection.execute(sql.encode())
+
+    @contextmanager
+    def _patiently(self) -> Iterator[None]:
+        """Nothing is given up half done because a cluster recovers meanwhile."""
+        timeout, self._timeout = self._timeout, max(self._timeout, PATIENT_SECONDS)
+        try:
+            yield
+        finally:
+            self._timeout = timeout
+
+    @contextmanager
+    def _asking(self, refused: type[EngineError]) -> Iterator[None]:
+        """As `_translated`; what is not answered in time ends with `EngineUnavailable`, and so does the connection."""
+        with self._translated(refused), hung_up_after(self._timeout, self._connection) as is_late:
+            try:
+                yield
+            except psycopg.OperationalError:
+                if is_late():
+                    raise EngineUnavailable(
+                        f"RisingWave at {self._address} does not answer within {self._timeout:,g} s"
+                    ) from None
+                raise
 
     @contextmanager
     def _translated(self, refused: type[EngineError]) -> Iterator[None]:
