@@ -394,7 +394,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def test_memory_of_good_answers_is_bounded(shop: Shop, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "ANSWERS_KEPT", 2)
+    monkeypatch.setattr(store, "ITEMS_KEPT", 4)  # of two answers, each with one product
     with RecommendationStore(redis_url, on_error="last_good", clock=lambda: NOW) as recs:
         first = [recs.get_also_bought(f"p{i}", limit=1) for i in range(3)]
         shop.redis.flushall()

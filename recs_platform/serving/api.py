@@ -262,8 +262,8 @@ def _is_loopback(host: str) -> bool:
 def main() -> int:
     """Serves until SIGTERM or SIGINT. Exit code 1 with one line for a setting that is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    settings = Settings.load()
     try:
+        settings = Settings.load()
         application, host = Api(settings).application(), checked_host(settings)
     except RecsError as error:
         log.error("%s", error)

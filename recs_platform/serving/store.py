@@ -32,7 +32,8 @@ TIMEOUT = 0.5
 """Seconds to wait for a connection, and for each reply."""
 CONNECTIONS, QUEUE = 32, 5.0
 """Connections of one store; who finds them all busy waits up to QUEUE seconds for one."""
-ANSWERS_KEPT = 10_000
+ITEMS_KEPT = 200_000
+"""Of all the last good answers: ids and products, and one more for each answer."""
 SLOW, REST = 0.05, 1.0
 """A failure that took longer than SLOW seconds is not tried again for REST seconds while an old answer is at hand."""
 
@@ -89,20 +90,22 @@ class _Store(Generic[Connection, Cluster]):
 
 
 class LastGood:
-    """The last good answers, the most recently used `ANSWERS_KEPT` of them."""
+    """The last good answers, the most recently kept of them: `ITEMS_KEPT` in all."""
 
     def __init__(self, questions: Questions) -> None:
         self._questions = questions
-        self._answers: OrderedDict[tuple[object, ...], Any] = OrderedDict()
+        self._answers: OrderedDict[tuple[object, ...], tuple[Any, ...]] = OrderedDict()
+        self._items = 0
         self._rest_until = 0.0
         self._lock = Lock()
 
     def keep(self, question: Question[Any], answer: Any) -> None:
         with self._lock:
+            self._items -= _items(self._answers.pop(question.key, None))
             self._answers[question.key] = tuple(answer)
-            self._answers.move_to_end(question.key)
-            if len(self._answers) > ANSWERS_KEPT:
-                self._answers.popitem(last=False)
+            self._items += _items(self._answers[question.key])
+            while self._items > ITEMS_KEPT:
+                self._items -= _items(self._answers.popitem(last=False)[1])
 
     def resting(self, question: Question[Any]) -> Any | None:
         return self._find(question) if time.monotonic() < self._rest_until else None
@@ -116,9 +119,13 @@ class LastGood:
         with self._lock:
             if question.key in self._answers:
                 return list(self._answers[question.key])
-        kind, *_, limit = question.key
+        kind, limit = question.key[0], question.key[-1]
         # A shopper never asked for before: what trended last, rather than nothing.
         return self._questions.popular[:limit] or None if kind == "user" and isinstance(limit, int) else None
+
+
+def _items(answer: tuple[Any, ...] | None) -> int:
+    return 0 if answer is None else len(answer) + 1
 
 
 class RecommendationStore(_Store["redis.Redis", "redis.RedisCluster"]):
