@@ -34,6 +34,8 @@ class RedisAddress:
     def parse(cls, text: str) -> RedisAddress:
         """Raises `SettingsError`, which does not repeat the text: where it cannot be parsed, no password can be masked."""
         if text.startswith(_SOCKET):
+            if "password=" in text:
+                raise _refused("the password of a socket stands before its path: unix://user:password@/path")
             _check(text, is_cluster=False)
             return cls((text,))
         found = [_nodes(url) for url in EACH.split(text)]
@@ -64,6 +66,8 @@ def _nodes(url: str) -> tuple[list[str], bool]:
     if cluster not in ("true", "false"):
         raise _refused("cluster=true or cluster=false is wanted")
     rest = (match["database"] or "") + (f"?{urlencode(query)}" if query else "")
+    if "password" in query:
+        raise _refused("a password stands before the host, user:password@, where it is masked")
     if set(match["credentials"] or "") & set("/?#"):  # what follows them would be taken for something else
         raise _refused()
     start = f"{match['protocol']}://{match['credentials'] or ''}"

@@ -64,8 +64,8 @@ def _check_postgres(url: str) -> None:
         is_url = split.scheme in ("postgresql", "postgres") and split.port != 0
     except ValueError:
         is_url = False
-    # an unescaped / or @ in a password cuts the URL elsewhere than was meant
-    if not is_url or split.netloc.count("@") > 1 or "@" in split.path:
+    # an unescaped / or @ in a password cuts the URL elsewhere than was meant, and nothing after ? is masked
+    if not is_url or split.netloc.count("@") > 1 or "@" in split.path or "password=" in split.query.lower():
         raise SettingsError(
             "postgresql://[user:password@]host:port/database is wanted, with %40, %2F, … for @, /, … in a password"
         )

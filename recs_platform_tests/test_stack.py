@@ -25,7 +25,7 @@ from recs_platform.stack.parts import PARTS, chosen, services
 from recs_platform.stack.postgres import cluster, postgres
 from recs_platform.stack.process import last_lines, marked, running, wait_until
 from recs_platform.stack.service import Service, free_port, is_free
-from recs_platform.stack.state import PartState, StackState, State, load, save, supervising, supervisor_pid
+from recs_platform.stack.state import PartState, StackState, State, load, save, secret, supervising, supervisor_pid
 
 ONLY_SERVERS = ("--only", "postgres", "--only", "valkey", "--only", "broker")
 COMMAND = "from recs_platform.commands import {module}; {module}.{command}()"
@@ -555,3 +555,13 @@ def test_the_end_of_a_log_is_told_without_its_colours(tmp_path: Path) -> None:
     log.write_text("begun\n\x1b[2m2026-11-27\x1b[0m \x1b[31mERROR\x1b[0m no such topic\n")
     assert last_lines(log, 1) == "2026-11-27 ERROR no such topic"
     assert last_lines(tmp_path / "none.log") == ""
+
+
+def test_a_secret_is_made_once_and_is_never_empty(tmp_path: Path) -> None:
+    """A kill or a full disk may leave the file without what was to be in it."""
+    made = secret(tmp_path, "engine.token")
+    assert len(made) > 20
+    assert secret(tmp_path, "engine.token") == made
+    (tmp_path / "engine.token").write_text("")
+    assert len(secret(tmp_path, "engine.token")) > 20
+    assert (tmp_path / "engine.token").stat().st_mode & 0o077 == 0
