@@ -149,7 +149,7 @@ def _of_kind(
             continue
         if was_there - there >= MISSING_FROM:
             yield FieldDrift(kind, name, What.MISSING, 1 - there, 1 - was_there, words, name in read)
-        for other, share in after.items():
+        for other, share in after.items() if was_there >= USUAL_FROM else ():
             usually = before.get(other, 0.0)
             if share / there >= TYPE_FROM and usually / was_there < TYPE_BEFORE:
                 yield FieldDrift(kind, name, What.RETYPED, share, usually, other, name in read)

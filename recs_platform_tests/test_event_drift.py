@@ -52,6 +52,12 @@ def test_a_few_are_no_drift(changed: int, change: dict[str, Any]) -> None:
     assert differences(changed, **change) == []
 
 
+@pytest.mark.parametrize("usual", [0, 1])
+def test_one_odd_field_in_very_many_messages_says_nothing(usual: int) -> None:
+    now = profile(messages(400, 1, odd="x"))
+    assert drifts(profile(messages(400, usual, odd=1)), now, READ) == []
+
+
 def test_what_matters_comes_first() -> None:
     assert [d.field for d in differences(50, brand="b", user_id="7")] == ["user_id", "brand"]
 
