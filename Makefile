@@ -59,7 +59,7 @@ bench: install  ## how fast it is and what it costs: about an hour, into .bench/
 bench-quick: install  ## only that the benchmarks run
 	$(BIN)/python -m bench --quick $(OPTIONS)
 
-bench-%: install  ## one part: freshness, sustained, catchup, rebuild, switch, slope, writes, memory, serving, restart, ticks, baselines
+bench-%: install  ## one part: freshness, sustained, catchup, rebuild, switch, slope, writes, memory, serving, restart, ticks, faults, baselines
 	$(BIN)/python -m bench $* $(OPTIONS)
 
 lock: install  ## write requirements.lock anew from pyproject.toml
@@ -67,5 +67,6 @@ lock: install  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-strip-extras --python-version 3.11 --extra dev --extra compose \
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
-clean:  ## remove .venv, the state of the stack and what was measured
+clean:  ## stop the stack; remove .venv, the state of the stack and what was measured
+	@test ! -x $(BIN)/recs || $(BIN)/recs down
 	rm -rf .venv .recs .bench

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from bench.traffic import Batch, Population, Traffic, history, micros, products, shoppers
-from recs_platform.engines.local.cdc import TableChanges
+from recs_platform.engines.local.changes import TableChanges
 from recs_platform.engines.local.database import Database, TickInput, TickResult
 from recs_platform.events import TOPICS
 from recs_platform.pipeline import Pipeline

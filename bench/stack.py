@@ -21,6 +21,7 @@ from bench.machine import measured_cores, on_cores
 from bench.traffic import Population, products, shoppers
 from recs_platform.catalog import connected, seed
 from recs_platform.engines.local.client import LocalEngine
+from recs_platform.engines.status import Status
 from recs_platform.errors import StackError
 from recs_platform.serving import keys
 from recs_platform.settings import Settings
@@ -134,7 +135,7 @@ class Engine:
     def settings(self) -> Settings:
         return Settings.load({}, state_dir=self.state_dir)
 
-    def status(self, window: float = 60.0) -> dict[str, Any]:
+    def status(self, window: float = 60.0) -> Status:
         """See `LocalEngine.status`."""
         assert self.client is not None, "the engine has not been started"
         return self.client.status(window)

@@ -47,6 +47,7 @@ class Audit:
     orphaned: tuple[str, ...] = ()
     away: str = ""
     not_compared: str = ""
+    names_shoppers: bool = False  # in its keys, which are for nobody's log then
 
     @property
     def kind(self) -> str:
@@ -74,8 +75,11 @@ class Audit:
         if self.kind == "another version":
             return f"readers are on version {self.pointer}, and {self.deployed} is deployed"
         wrong = {"missing": self.missing, "stale": self.stale, "orphaned": self.orphaned}
-        told = [f"{len(found):,} {what} ({found[0]} among them)" for what, found in wrong.items() if found]
+        told = [f"{len(found):,} {what}{self._example(found)}" for what, found in wrong.items() if found]
         return f"of {self.looked_at:,} rows looked at: {', '.join(told)}" if told else ""
+
+    def _example(self, found: Sequence[str]) -> str:
+        return "" if self.names_shoppers else f" ({found[0]} among them)"
 
     @property
     def can_be_mended(self) -> bool:
@@ -133,7 +137,14 @@ class _Auditor:
             missing, stale = self._compared({key: row for key, row in now.items() if key not in orphans})
             orphans = {key for key in orphans - now.keys() if self.connection.exists(key)}
         return Audit(
-            self.sink.name, pointer, self.deployed, len(rows), tuple(missing), tuple(stale), tuple(sorted(orphans))
+            self.sink.name,
+            pointer,
+            self.deployed,
+            len(rows),
+            tuple(missing),
+            tuple(stale),
+            tuple(sorted(orphans)),
+            names_shoppers=self.sink.names_shoppers,
         )
 
     def _rows(self, count: int | None, among: Sequence[str] | None = None) -> Rows:

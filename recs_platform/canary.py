@@ -58,7 +58,11 @@ class Flight:
     @property
     def is_lost(self) -> bool:
         """Whether what does not come is more than late."""
-        return self.seconds is None and self.sent_at - self.lost_since > LATE
+        return self.is_lost_since(0.0)
+
+    def is_lost_since(self, moment: float) -> bool:
+        """The same where nothing could have come before that moment."""
+        return self.seconds is None and self.sent_at - max(self.lost_since, moment) > LATE
 
     @property
     def words(self) -> str:

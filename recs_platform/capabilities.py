@@ -9,9 +9,6 @@ from dataclasses import dataclass
 class Capabilities:
     """Facts about an engine; code asks for the fact, never for the engine's name."""
 
-    name: str
-    has_arrow_results: bool
-    repeats_key_in_documents: bool  # a sink's JSON document holds its own key too
     keeps_history_for_rebuilds: bool  # rebuilds a view of a topic further back than the topic reaches
     rebuilds_in_place: bool  # a version is computed anew under its own name, and readers see nothing until it is whole
     deploys_connections: bool  # a database that is merely connected to is a relation of its own

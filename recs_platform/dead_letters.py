@@ -13,6 +13,7 @@ from typing import Any
 from sqlglot import exp
 
 from recs_platform.engines.base import StreamEngine
+from recs_platform.engines.status import Status
 from recs_platform.errors import PipelineError
 from recs_platform.pipeline import Pipeline, Relation
 from recs_platform.topics import spans_since
@@ -170,7 +171,7 @@ def kept_of(pipeline: Pipeline) -> list[str]:
     return list(found)
 
 
-def recent(engine: StreamEngine, pipeline: Pipeline, status: Mapping[str, Any], servers: str) -> list[Recent]:
+def recent(engine: StreamEngine, pipeline: Pipeline, status: Status, servers: str) -> list[Recent]:
     """Of each topic whose letters are kept, by what the engine says of itself (`StreamEngine.status`). Letters and messages
     are counted by the messages' own timestamps; the end of a transaction counts as a message.
 

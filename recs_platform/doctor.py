@@ -21,6 +21,7 @@ from psycopg.rows import dict_row
 from recs_platform.canary import fly
 from recs_platform.catalog import connected
 from recs_platform.engines import connect
+from recs_platform.engines.status import Status
 from recs_platform.errors import RecsError
 from recs_platform.kafka_address import hosts
 from recs_platform.monitor import slot_of
@@ -215,11 +216,11 @@ def _postgres(settings: Settings, pipeline: Pipeline) -> Iterator[Diagnosis]:
         )
 
 
-def _status(settings: Settings) -> Mapping[str, Any]:
+def _status(settings: Settings) -> Status:
     """What the engine says of itself; nothing where it does not answer."""
     with suppress(RecsError), connect(settings, SECONDS) as engine:
         return engine.status()
-    return {}
+    return Status()
 
 
 def _version_of_postgres(settings: Settings, version: int) -> Diagnosis:

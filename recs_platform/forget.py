@@ -13,11 +13,12 @@ import psycopg
 from psycopg import sql
 
 from recs_platform.catalog import connected
+from recs_platform.catalog_file import find_file, typed_rows
 from recs_platform.engines import connect
 from recs_platform.engines.base import StreamEngine
-from recs_platform.engines.local.forgetting import NAMED, PLACES, USER, owner_of
+from recs_platform.engines.local.forgetting import NAMED, PLACES, owner_of
 from recs_platform.foreign_json import parsed
-from recs_platform.pipeline import Kind, Pipeline
+from recs_platform.pipeline import USER, Kind, Pipeline
 from recs_platform.schema import copies
 from recs_platform.serving import keys
 from recs_platform.serving.connection import connected as redis_at
@@ -25,7 +26,7 @@ from recs_platform.settings import Settings
 from recs_platform.topic_reader import read, spans
 
 FOLLOW_SECONDS, BETWEEN_LOOKS = 30.0, 0.5  # for the engine and Redis to follow PostgreSQL
-KAFKA = "Kafka"
+KAFKA, FILES = "Kafka", "a file of yours"
 Traces = Mapping[tuple[str, str], int]
 """(store, what of it) → how many rows, keys or messages name the shopper."""
 
@@ -51,28 +52,26 @@ def forget(settings: Settings, user_id: object, tell: Callable[[str], None] = la
         if not engine.capabilities.forgets_shoppers:
             engine.forget(user)  # says why it cannot
         tell("looking for traces")
-        in_kafka = _in_kafka(settings, pipeline, user)
-        before = _traces(settings, engine, pipeline, user)
+        before = traces(settings, engine, pipeline, user)
         tell("the engine takes the shopper out of its log and builds what is made from it anew")
         engine.forget(user)
         tell("PostgreSQL")
         _forget_in_catalog(settings, pipeline, user)
         tell("waiting for the engine and Redis to follow")
-        after = before
         deadline = time.monotonic() + FOLLOW_SECONDS
-        while any(after.values()) and time.monotonic() < deadline:
+        while any((after := _traces(settings, engine, pipeline, user)).values()) and time.monotonic() < deadline:
             time.sleep(BETWEEN_LOOKS)
-            after = _traces(settings, engine, pipeline, user)
-        return Report(user, {**in_kafka, **before}, {**in_kafka, **after})
+        return Report(user, before, {**{p: n for p, n in before.items() if p[0] in (KAFKA, FILES)}, **after})
 
 
 def traces(settings: Settings, engine: StreamEngine, pipeline: Pipeline, user: int) -> Traces:
     """Everywhere a shopper could be found, also where nothing is."""
-    return {**_in_kafka(settings, pipeline, user), **_traces(settings, engine, pipeline, user)}
+    kept = {**_in_kafka(settings, pipeline, user), **_in_files(settings, pipeline, user)}
+    return {**kept, **_traces(settings, engine, pipeline, user)}
 
 
 def _traces(settings: Settings, engine: StreamEngine, pipeline: Pipeline, user: int) -> Traces:
-    """Everywhere but in Kafka, which is read whole for it and forgets nothing."""
+    """Everywhere but in what is read alone and forgets nothing: Kafka and files."""
     return {
         **_in_engine(engine, pipeline, user),
         **_in_catalog(settings, pipeline, user),
@@ -125,7 +124,16 @@ def _count(engine: StreamEngine, name: str, owner: str, user: int) -> int:
 
 
 def _catalog_tables(pipeline: Pipeline) -> Iterator[str]:
-    return (copy.options["table"] for copy in copies(pipeline) if any(c.name == USER for c in copy.columns))
+    return (copy.options["table"] for copy in copies(pipeline) if copy.names_shoppers)
+
+
+def _in_files(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
+    tables = [relation for relation in pipeline if relation.is_from_file and relation.names_shoppers]
+    paths = {table.name: find_file(settings.catalog_dir, table.name) for table in tables}
+    return {
+        (FILES, str(paths[t.name])): sum(row[USER] == user for row in typed_rows(paths[t.name], t.columns, t.key))
+        for t in tables
+    }
 
 
 def _in_catalog(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
@@ -151,7 +159,7 @@ def _identifier(table: str) -> sql.Identifier:
 
 def _in_redis(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
     """Under every version that is kept, not only the live one."""
-    sinks = [s for s in pipeline.of_kind(Kind.SINK) if any(column.name == USER for column in s.columns)]
+    sinks = [s for s in pipeline.of_kind(Kind.SINK) if s.names_shoppers]
     with redis_at(settings.require("redis_url")) as connection:
         return {
             ("Redis", sink.redis_name): sum(

@@ -20,11 +20,13 @@ from recs_platform.readings import Reading, is_lost
 FRESHNESS_SECONDS = 10.0  # lag that is no trouble, where a file's header does not say otherwise
 STALLED_AFTER = 45.0  # seconds without a step forward while something waits
 IDLE_AFTER = 60.0  # seconds without a new message
-FEW = 100  # messages that wait
+TRICKLE, FEW = 10, 100  # messages that wait
 MANY = 1_000  # messages: a backlog, and not what comes just then
 LONGEST_BLIND = 30.0  # seconds before a look for which what waits now may have waited already
 RATE_OVER = 10.0  # seconds over which messages are counted for a rate
 LOG_KEPT, LOG_LEFT = 2e9, 500e6  # bytes of PostgreSQL's log kept for the slot, and left until it gives the slot up
+ENGINE = "engine"
+NOTHING: Mapping[str, str] = {}
 _HEADER = re.compile(r"^freshness:\s*(\d+(?:\.\d+)?)\s*(s|min)\b", re.IGNORECASE | re.MULTILINE)
 
 
@@ -64,7 +66,8 @@ class Finding:
 @dataclass(frozen=True)
 class Seen:
     """What was known of a box at the last look: its state and since when; how many messages were taken in, and since when
-    as many or nothing waited; how many there were, and since when as many; since when some wait. `took` and `came`: messages a
+    as many or nothing waited; how many there were, and since when as many; since when some wait, and of each partition where some
+    do since when, and up to which offset some did then (`waits`). `took` and `came`: messages a
     second between the last two looks that were `RATE_OVER` apart, None where that is not known; `mark`: when the later of them
     was, and what was taken in and sent. `looked_at`: when that was; `blame`: the box the state was because of."""
 
@@ -78,6 +81,7 @@ class Seen:
     came: float | None = None
     mark: tuple[float, int, int] = (0.0, -1, -1)
     waits_at: float = 0.0
+    waits: tuple[tuple[int, float, int], ...] = ()
     looked_at: float = 0.0
     blame: Key = ()
 
@@ -107,22 +111,34 @@ def _whole(value: Any) -> Any:
 
 
 def judge(
-    pipeline: Pipeline, readings: Sequence[Reading], memory: Memory, now: float, away: str = ""
+    pipeline: Pipeline,
+    readings: Sequence[Reading],
+    memory: Memory,
+    now: float,
+    away: str = "",
+    problems: Mapping[str, str] = NOTHING,
 ) -> tuple[list[Finding], dict[Key, Seen]]:
     """A finding for each topic, catalog table and relation, and what to remember.
 
-    `away`: why the engine does not answer, "" when it does; nothing can be said of what it keeps then.
+    `away`: why the engine does not answer, "" when it does; nothing can be said of what it keeps then. `problems`: what is wrong
+    with the engine that shows on no box.
     """
     found = {reading.key: reading for reading in readings}
     counted = {key: _counted(found.get(key), memory.get(key, Seen()), now) for key in _outside(pipeline)}
     outside = {key: _of_outside(key, found, counted[key], pipeline, now) for key in _outside(pipeline)}
     relations = (_while_built(finding, found) for finding in _of_relations(pipeline, found, outside, away))
-    findings = [*outside.values(), *relations]
+    of_engine = (
+        Finding((ENGINE, part), State.BROKEN, now, words, "look at the engine's log")
+        for part, words in problems.items()
+    )
+    findings = [*outside.values(), *relations, *of_engine]
     kept, after = [], {}
     for finding in findings:
-        before, blame = memory.get(finding.key, Seen()), finding.blame or finding.key
-        is_the_same = before.state == finding.state and (before.blame == blame or finding.state.is_well)
-        since = before.since if is_the_same else now
+        before, blame = memory.get(finding.key), finding.blame or finding.key
+        is_the_same = (
+            before is not None and before.state == finding.state and (before.blame == blame or finding.state.is_well)
+        )
+        since = before.since if before is not None and is_the_same else now
         counts = counted.get(finding.key, Seen())
         after[finding.key] = replace(counts, state=finding.state, since=since, blame=blame)
         kept.append(replace(finding, since=since, blame=blame))
@@ -163,6 +179,7 @@ def _counted(reading: Reading | None, before: Seen, now: float) -> Seen:
     taken = sent - int(reading.numbers.get("lag_messages", 0))
     unseen = max(before.looked_at, now - LONGEST_BLIND)
     began = now if sent - taken < MANY else unseen  # a few may just have come
+    waits = tuple(_waits(reading, before, began, now))
     return _with_rates(
         replace(
             before,
@@ -170,11 +187,26 @@ def _counted(reading: Reading | None, before: Seen, now: float) -> Seen:
             taken_at=(before.taken_at if before.waited else unseen) if taken == before.taken else now,
             sent=sent,
             sent_at=before.sent_at if sent == before.sent else now,
-            waits_at=before.waits_at if before.waited or before.taken < 0 else began,
+            waits_at=min((since for _, since, _ in waits), default=now),
+            waits=waits,
             looked_at=now,
         ),
         now,
     )
+
+
+def _waits(reading: Reading, before: Seen, began: float, now: float) -> Iterator[tuple[int, float, int]]:
+    """Of each partition where messages wait, since when the oldest may, and up to where they do now: since what it did at the last
+    look, while one of those is left. Of what came since, the engine knows how old it is at most where much comes, and where little
+    does it has just come. Where nobody has looked before, the engine alone knows."""
+    known = {partition: (since, end) for partition, since, end in before.waits}
+    for partition, (following, end) in reading.waiting.items():
+        since, seen_end = known.get(partition, (began, end))
+        if before.taken < 0:
+            since = 0.0
+        elif following >= seen_end:
+            since = now if end - following < TRICKLE else max(before.looked_at, now - LONGEST_BLIND)
+        yield partition, since, end
 
 
 def _with_rates(seen: Seen, now: float) -> Seen:
@@ -202,6 +234,12 @@ def _of_topic(key: Key, reading: Reading | None, counts: Seen, pipeline: Pipelin
     if reading is None:
         return Finding(key, State.UNKNOWN, now, "nobody has said how far it is read", "", key)
     lag = int(reading.numbers.get("lag_messages", 0))
+    wanted = min(freshness_wanted(source) for topic, source in pipeline.topics.items() if topic_key(topic) == key)
+    held_up = float(reading.numbers.get("held_up_seconds", 0.0))
+    if held_up > wanted:
+        words = f"nothing has been taken in for {_ago(held_up)}, while the engine changes what is deployed; what comes waits"
+        next_step = "it catches up by itself when that is done"
+        return Finding(key, State.BEHIND, now, words, next_step, key, {"held_up_seconds": held_up})
     # of a topic on which nothing came for long, the engine knows no better than that; it was not waited for before
     seconds = min(float(reading.numbers.get("lag_seconds", 0.0)), round(now - counts.waits_at, 1))
     evidence: dict[str, float | int] = {"lag_messages": lag, "lag_seconds": seconds}
@@ -216,7 +254,6 @@ def _of_topic(key: Key, reading: Reading | None, counts: Seen, pipeline: Pipelin
     if still >= STALLED_AFTER:
         words = f"{_waiting(lag)}, and none has been taken in for {_ago(still)}"
         return Finding(key, State.STALLED, now, words, "look at the engine's log, and at Kafka", key, evidence)
-    wanted = min(freshness_wanted(source) for topic, source in pipeline.topics.items() if topic_key(topic) == key)
     if seconds > wanted:
         words = f"{_waiting(lag)}, the oldest for up to {_ago(seconds)}; {_pace(counts, still)}"
         next_step = "it catches up by itself, unless more comes than can be done"
@@ -296,9 +333,7 @@ def _of_relation(
 ) -> Finding:
     key, reading = relation_key(relation.name), found.get(relation_key(relation.name))
     if away:
-        return Finding(
-            key, State.BROKEN, 0.0, away, "`recs status` shows the parts, `recs up` starts them", ("engine",)
-        )
+        return Finding(key, State.BROKEN, 0.0, away, "`recs status` shows the parts, `recs up` starts them", (ENGINE,))
     is_connection = relation.connector == "postgres-cdc"
     if reading is None and not is_connection:
         return Finding(key, State.BROKEN, 0.0, "it is not deployed", "materialize it, or `recs apply`", key)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from recs_platform.columns import Origin
 from recs_platform.pipeline import Kind, Pipeline, Relation
+from recs_platform.settings import LOCAL, RISINGWAVE
 
 Key = tuple[str, ...]
 Place = tuple[Key, str]
@@ -21,7 +22,7 @@ Place = tuple[Key, str]
 ANY = "JSON"
 """The type of a field that nobody casts."""
 
-_ENGINE = "duckdb"
+_VIEWS_IN = {LOCAL: "duckdb", RISINGWAVE: "risingwave"}
 _CONNECTORS = {"kafka": "kafka", "postgres-cdc": "postgres", "redis": "redis"}
 
 Fields = Mapping[tuple[str, str], Mapping[str, str]]  # (relation, JSON column) → field → type
@@ -59,10 +60,9 @@ class Lineage:
     nodes: Mapping[Key, Node]
 
     @classmethod
-    def of(cls, pipeline: Pipeline, engine: str = _ENGINE) -> Lineage:
-        """`engine` is the technology that views are kept in."""
+    def of(cls, pipeline: Pipeline, engine: str = LOCAL) -> Lineage:
         fields = _fields(pipeline)
-        inside = [_inside(relation, fields, engine) for relation in pipeline]
+        inside = [_inside(relation, fields, _VIEWS_IN[engine]) for relation in pipeline]
         return cls({node.key: node for node in [*_outside(inside), *inside]})
 
     def __iter__(self) -> Iterator[Node]:
@@ -103,8 +103,8 @@ def outside_key(relation: Relation) -> Key | None:
     return catalog_key(table) if table else None
 
 
-def _inside(relation: Relation, fields: Fields, engine: str) -> Node:
-    connector = "postgres" if relation.kind is Kind.TABLE else _CONNECTORS.get(relation.connector or "", engine)
+def _inside(relation: Relation, fields: Fields, views_in: str) -> Node:
+    connector = "postgres" if relation.kind is Kind.TABLE else _CONNECTORS.get(relation.connector or "", views_in)
     outside = outside_key(relation)
     return Node(
         key=relation_key(relation.name),

@@ -26,6 +26,7 @@ HELP: Mapping[str, str] = {
     "dead_letter_share_wanted": "Share of the messages that may be of no use, as the source's file says",
     "messages_lost": "Messages of a topic that could not be had any more when they were to be read, within a day, at least",
     "partitions": "Partitions of a topic",
+    "held_up_seconds": "For how long nothing is taken in because the engine changes what is deployed",
     "messages": "Messages that were sent to a topic",
     "rows": "Rows of a relation or a catalog table",
     "bytes": "Size of a catalog table",

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from http.client import HTTPException
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from recs_platform import canary
 from recs_platform.dead_letters import kept_of, recent, share_wanted
 from recs_platform.engines import connect
+from recs_platform.engines.status import Status
 from recs_platform.errors import RecsError
 from recs_platform.health import Finding, Memory, Seen, State, dump_memory, freshness_wanted, judge, load_memory, worst
 from recs_platform.lineage import Key, catalog_key, relation_key, topic_key
@@ -33,6 +33,9 @@ WATCH_SECONDS = 5.0  # that a watch waits for the engine: whoever scrapes it mus
 WATCHERS_EVERY = 30.0  # seconds between two questions to Dagster
 AT_MOST_EVERY = 5.0  # seconds between looks of one watch
 REMEMBERED = "health.json"
+PARTS_OF_BOXES = frozenset(
+    {"engine", "kafka", "catalog", "redis"}
+)  # whose problems are told of with the boxes they are of
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Report:
     at: float
     readings: tuple[Reading, ...]
     findings: tuple[Finding, ...]
-    engine: Mapping[str, Any] = field(default_factory=dict)
+    engine: Status = field(default_factory=Status)
     watchers: tuple[Watcher, ...] = ()
     wanted: tuple[Reading, ...] = ()
 
@@ -80,7 +83,7 @@ class Report:
 class Read:
     """The readings of every part that answered, what the engine says of itself, and why a part did not answer."""
 
-    status: dict[str, Any] = field(default_factory=dict)
+    status: Status = field(default_factory=Status)
     readings: list[Reading] = field(default_factory=list)
     engine_problem: str = ""
     catalog_problem: str = ""
@@ -115,10 +118,17 @@ def look(
     now = time.time()
     flights = canary.remembered(settings.state_dir, now)
     readings = [_with_flight(reading, flights) for reading in readings]
-    findings, after = judge(pipeline, readings, memory, now, away)
+    findings, after = judge(pipeline, readings, memory, now, away, _of_no_box(status))
     is_well = all(finding.state.is_well for finding in findings)
-    findings = [_with_loss(finding, flights, is_well) for finding in findings]
+    held_up_until = status.get("held_up_until", 0.0)
+    findings = [_with_loss(finding, flights, is_well, held_up_until) for finding in findings]
     return Report(now, tuple(readings), tuple(findings), status), after
+
+
+def _of_no_box(status: Status) -> dict[str, str]:
+    """What is wrong with the engine that no reading of a box tells."""
+    problems = status.get("problems", {})
+    return {part: words for part, words in problems.items() if part.partition("/")[0] not in PARTS_OF_BOXES}
 
 
 def _with_flight(reading: Reading, flights: Sequence[canary.Flight]) -> Reading:
@@ -126,11 +136,19 @@ def _with_flight(reading: Reading, flights: Sequence[canary.Flight]) -> Reading:
     return replace(reading, numbers={**reading.numbers, "canary_seconds": round(took[0], 4)}) if took else reading
 
 
-def _with_loss(finding: Finding, flights: Sequence[canary.Flight], is_well: bool) -> Finding:
+def _with_loss(
+    finding: Finding, flights: Sequence[canary.Flight], is_well: bool, held_up_until: float = 0.0
+) -> Finding:
     """Where all else is well, and was when it was sent, a canary that does not come in time is a finding. Otherwise it may be
-    late because of that, until it is lost; what is known to stand still or to be broken explains that, too."""
+    late because of that, until it is lost; what is known to stand still or to be broken explains that, too, and so does an
+    engine that took nothing in meanwhile."""
     late = [flight for flight in flights if (flight.sink,) == finding.key and flight.seconds is None]
-    lost = [flight for flight in late if flight.is_lost or (is_well and flight.sent_at >= finding.since)]
+    lost = [
+        flight
+        for flight in late
+        if flight.sent_at > held_up_until
+        and (flight.is_lost_since(held_up_until) or (is_well and flight.sent_at >= finding.since))
+    ]
     if not lost or finding.state.rank > State.BEHIND.rank:
         return finding
     words = f"a canary: {lost[0].words}"
@@ -147,7 +165,7 @@ def look_and_remember(settings: Settings, pipeline: Pipeline, patience: float = 
     return report
 
 
-def _engine(settings: Settings, pipeline: Pipeline, patience: float) -> tuple[dict[str, Any], list[Reading]]:
+def _engine(settings: Settings, pipeline: Pipeline, patience: float) -> tuple[Status, list[Reading]]:
     """What it says of itself, and the readings of it."""
     with connect(settings, patience) as engine:
         status = engine.status()
@@ -158,7 +176,7 @@ def _engine(settings: Settings, pipeline: Pipeline, patience: float) -> tuple[di
         return status, readings
 
 
-def slot_of(settings: Settings, status: Mapping[str, Any]) -> str | None:
+def slot_of(settings: Settings, status: Status) -> str | None:
     """The replication slot that the engine says it reads through, or would; None where nobody knows."""
     return status.get("slot") or (settings.replication_slot if settings.engine == LOCAL else None)
 

@@ -20,7 +20,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from recs_platform import statements
-from recs_platform.columns import Column, Origin, describe_query
+from recs_platform.columns import Column, describe_query
 from recs_platform.errors import PipelineError
 from recs_platform.settings import CDC, LOCAL, Settings
 from recs_platform.statements import Statement
@@ -51,6 +51,10 @@ class Kind(StrEnum):
     TABLE = "table"
     VIEW = "view"
     SINK = "sink"
+
+
+USER = "user_id"
+"""What a shopper is called by in events, columns and keys."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,11 @@ class Relation:
     def is_from_file(self) -> bool:
         """Whether it is a table that nothing feeds but a file."""
         return self.kind is Kind.TABLE and not self.options
+
+    @property
+    def names_shoppers(self) -> bool:
+        """Whether a column says whose a row is."""
+        return any(column.name == USER for column in self.columns)
 
     @property
     def is_keyed(self) -> bool:
@@ -210,22 +219,6 @@ class Pipeline:
             if relation.name in wanted:
                 wanted.update(relation.upstreams)
         return [relation for relation in self if relation.name in wanted]
-
-    def origins(self, name: str, column: str) -> frozenset[Origin]:
-        """Where a column's values come from at last: catalog columns and event fields."""
-        found: set[Origin] = set()
-        for origin in next(c for c in self[name].columns if c.name == column).lineage:
-            found |= self._origins_of(origin)
-        return frozenset(found)
-
-    def _origins_of(self, origin: Origin) -> frozenset[Origin]:
-        if self[origin.relation].query is None:
-            return frozenset({origin})
-        deeper = self.origins(origin.relation, origin.column)
-        if origin.field is None:
-            return deeper
-        # a field taken out of a JSON column is a field of the message the column was parsed from
-        return frozenset(Origin(o.relation, o.column, origin.field) if o.field is None else o for o in deeper)
 
 
 def render(text: str, variables: Mapping[str, str], kafka_options: Mapping[str, str] | None = None) -> str:

@@ -19,6 +19,7 @@ from psycopg.rows import dict_row
 
 from recs_platform.dead_letters import Recent
 from recs_platform.deployment import taken_apart
+from recs_platform.engines.status import PartitionStatus, RelationStatus, ResetStatus, Status
 from recs_platform.errors import SourceError
 from recs_platform.lineage import Key, catalog_key, relation_key, topic_key
 from recs_platform.pipeline import Kind, Pipeline, Relation
@@ -46,7 +47,8 @@ FROM pg_stat_user_tables AS s WHERE s.relid = to_regclass(%s)"""
 class Reading:
     """`numbers` are plotted; `counters` only grow and give a rate as well; a change of `state` is news.
 
-    `changed_at` is when the thing itself last changed, where that is known.
+    `changed_at` is when the thing itself last changed, where that is known. `waiting`: of a topic, partition → the offsets from and
+    up to which its messages wait.
     """
 
     key: Key
@@ -54,25 +56,28 @@ class Reading:
     counters: Mapping[str, int] = field(default_factory=dict)
     state: Mapping[str, str] = field(default_factory=dict)
     changed_at: datetime | None = None
+    waiting: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 # -- the engine -------------------------------------------------------------------------------------------------------
 
 
-def of_stream(status: Mapping[str, Any], pipeline: Pipeline) -> list[Reading]:
+def of_stream(status: Status, pipeline: Pipeline) -> list[Reading]:
     """Topics and deployed relations, from `StreamEngine.status()`."""
     return [*of_topics(status, pipeline.topics), *of_relations(status, pipeline)]
 
 
-def of_topics(status: Mapping[str, Any], topics: Iterable[str] = ()) -> list[Reading]:
+def of_topics(status: Status, topics: Iterable[str] = ()) -> list[Reading]:
     """`lag_messages` (sent, not taken in), `lag_seconds` (at most how old the oldest of these is), and the counter `messages`
     (sent so far) of each topic; where reading it had a gap within a day, how many `messages_lost` at least, and of what `gap`.
-    Of one of which nothing is known but a problem, that."""
-    partitions: dict[str, list[Mapping[str, Any]]] = {}
+    While the engine takes nothing in because it changes what is deployed, for how long: `held_up_seconds`. Of one of which
+    nothing is known but a problem, that."""
+    partitions: dict[str, list[PartitionStatus]] = {}
     for partition in status["partitions"]:
         partitions.setdefault(partition["topic"], []).append(partition)
     unknown = (t for t in topics if t not in partitions)
     gaps = {reset["topic"]: reset for reset in status.get("resets", ())}
+    held_up = status.get("held_up_seconds", 0.0)
     problems = [Reading(topic_key(t), state=state) for t in unknown if (state := _problem(status, "kafka", t))]
     return problems + [
         Reading(
@@ -84,13 +89,15 @@ def of_topics(status: Mapping[str, Any], topics: Iterable[str] = ()) -> list[Rea
                 "lag_seconds": max(p.get("lag_seconds", 0.0) for p in found),
                 "partitions": len(found),
             }
-            | ({"messages_lost": gaps[topic]["lost"]} if topic in gaps else {}),
+            | ({"messages_lost": gaps[topic]["lost"]} if topic in gaps else {})
+            | ({"held_up_seconds": held_up} if held_up else {}),
+            waiting={p["partition"]: (p["next_offset"], p["end_offset"]) for p in found if p["lag"]},
         )
         for topic, found in partitions.items()
     ]
 
 
-def gap_in_words(reset: Mapping[str, Any]) -> str:
+def gap_in_words(reset: ResetStatus) -> str:
     """A topic's entry among a status' `resets`."""
     at, partitions = datetime.fromisoformat(reset["at"]).astimezone(UTC), reset["partitions"]
     where = f"{partitions} partitions" if partitions != 1 else "1 partition"
@@ -113,7 +120,7 @@ def with_dead_letters(readings: Iterable[Reading], letters: Iterable[Recent]) ->
     ]
 
 
-def of_relations(status: Mapping[str, Any], pipeline: Pipeline) -> list[Reading]:
+def of_relations(status: Status, pipeline: Pipeline) -> list[Reading]:
     """Rows of each deployed relation, how far a new version of it is, and for sinks of events how fresh Redis is."""
     known = {entry["name"]: entry for entry in status["relations"]}
     building = {parts[0]: str(how) for p, how in status.get("building", {}).items() if (parts := taken_apart(p))}
@@ -131,29 +138,31 @@ def _with_building(reading: Reading, building: Mapping[str, str]) -> Reading:
     return replace(reading, state={**reading.state, "building": progress}) if progress else reading
 
 
-def _of_relation(
-    relation: Relation, entry: Mapping[str, Any], status: Mapping[str, Any], pipeline: Pipeline
-) -> Reading:
+def _of_relation(relation: Relation, entry: RelationStatus, status: Status, pipeline: Pipeline) -> Reading:
     numbers: dict[str, Number] = {} if entry["rows"] is None else {"rows": entry["rows"]}
     state = {"fingerprint": entry["fingerprint"]}
     if entry.get("deployed_at"):
         state["deployed_at"] = entry["deployed_at"]
-    if entry.get("mode"):
-        state["refresh"] = entry["mode"]
+    if mode := entry.get("mode"):
+        state["refresh"] = mode
     if relation.kind is Kind.TABLE:
         state |= _problem(status, "catalog")
     if relation.kind is Kind.SINK:
         state |= _problem(status, "redis", relation.name)
         if any(ancestor.topic for ancestor in pipeline.with_ancestors({relation.name})):
-            names = ("freshness_p50_ms", "freshness_p99_ms", "freshness_now_ms")
-            numbers |= {name: status[name] for name in names if status.get(name) is not None}
-        if status.get("barrier_seconds") is not None:
-            numbers["barrier_seconds"] = status["barrier_seconds"]
+            freshness = {
+                "freshness_p50_ms": status.get("freshness_p50_ms"),
+                "freshness_p99_ms": status.get("freshness_p99_ms"),
+                "freshness_now_ms": status.get("freshness_now_ms"),
+            }
+            numbers |= {name: value for name, value in freshness.items() if value is not None}
+        if (barrier := status.get("barrier_seconds")) is not None:
+            numbers["barrier_seconds"] = barrier
     changed = datetime.fromisoformat(entry["changed_at"]) if entry.get("changed_at") else None
     return Reading(relation_key(relation.name), numbers, state=state, changed_at=changed)
 
 
-def _problem(status: Mapping[str, Any], part: str, thing: str = "") -> dict[str, str]:
+def _problem(status: Status, part: str, thing: str = "") -> dict[str, str]:
     """Of a part as a whole, or of this one thing in it."""
     problems = status["problems"]
     return next(({"problem": problems[name]} for name in (part, f"{part}/{thing}") if name in problems), {})

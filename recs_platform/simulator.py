@@ -23,18 +23,15 @@ from recs_platform.errors import RecsError, SourceError
 from recs_platform.events import TOPICS, USER_ACTIVITY, Event, EventProducer
 from recs_platform.kafka_address import KafkaAddress
 from recs_platform.settings import FILE, Settings
-from recs_platform.shop import CatalogChange, Change, catalog, customers
+from recs_platform.shop import CatalogChange, Change
 from recs_platform.shoppers import Simulator, history
 from recs_platform.signals import stopping_on
 from recs_platform.topics import ensure_topics
-
-__all__ = ["Progress", "Simulator", "catalog", "customers", "history", "prefill", "simulate"]
 
 Stop = Callable[[], bool]
 """Asked again and again; true ends the run."""
 
 DEFAULT_SEED = 1
-DEFAULT_PRODUCTS = 2000
 CHANGES_PER_MINUTE = 6.0
 HISTORY_HOURS, HISTORY_EVENTS = 48.0, 40_000
 
@@ -91,10 +88,8 @@ def simulate(
     return run.send_all(simulator)
 
 
-def prefill(
-    settings: Settings, users: int, seed: int, hours: float = HISTORY_HOURS, events: int = HISTORY_EVENTS
-) -> int:
-    """Sends about that many events of the past hours at once, so that windows and lists are alive; returns how many.
+def prefill(settings: Settings, users: int, seed: int, events: int = HISTORY_EVENTS) -> int:
+    """Sends about that many events of the past two days at once, so that windows and lists are alive; returns how many.
 
     Nothing is sent to a `user_activity` that holds messages already.
     """
@@ -105,7 +100,7 @@ def prefill(
         return 0
     sent = 0
     with EventProducer(servers) as producer:
-        for event in history(seed, users, products, hours=hours, events=events, until=datetime.now(UTC)):
+        for event in history(seed, users, products, hours=HISTORY_HOURS, events=events, until=datetime.now(UTC)):
             producer.send(event)
             sent += 1
     return sent

@@ -68,15 +68,6 @@ def ensure_topics(
     )
 
 
-def topic_ids(bootstrap_servers: str, names: Iterable[str]) -> dict[str, str]:
-    """The id of each existing topic. Raises `SourceError` when the broker does not answer."""
-    try:
-        found = describe_topics(admin_client(bootstrap_servers), tuple(names))
-    except KafkaException as error:
-        raise SourceError(f"Kafka at {hosts(bootstrap_servers)}: {describe(error)}") from error
-    return {name: info.incarnation for name, info in found.items()}
-
-
 def describe_topics(
     admin: AdminClient, names: Collection[str], seconds: float = REQUEST_SECONDS
 ) -> dict[str, TopicInfo]:

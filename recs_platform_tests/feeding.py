@@ -8,7 +8,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from recs_platform.engines.local.cdc import TableChanges
+from recs_platform.engines.local.changes import TableChanges
 from recs_platform.engines.local.database import Database, TickInput, TickResult
 from recs_platform.engines.local.storage import quoted
 

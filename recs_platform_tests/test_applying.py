@@ -341,7 +341,7 @@ def test_no_reader_goes_over_to_a_version_that_lacks_keys(
     apply(cluster, before)
     monkeypatch.setattr(applying, "VERIFY_SECONDS", 0.0)
     cluster.loses = {"lists_sink"}
-    with pytest.raises(EngineError, match=r"lists_sink: 1 of 30 keys are not in Redis .*:row29 among them"):
+    with pytest.raises(EngineError, match=r"lists_sink: 1 of 30 keys are not in Redis .*:row29 is one of them"):
         apply(cluster, pipeline(tmp_path, CHANGED))
     assert cluster.redis.get(keys.pointer("lists")) == before["lists_sink"].fingerprint
 
@@ -354,7 +354,7 @@ def test_documents_that_say_something_else_than_their_rows_keep_readers_where_th
     assert cluster.compared == 2 * len(ROWS), "of both sinks; a row that goes meanwhile is nobody's fault"
     monkeypatch.setattr(applying, "VERIFY_SECONDS", 0.0)
     cluster.garbles = {"lists_sink"}
-    refusal = r"lists_sink: 1 of 30 documents in Redis do not say what their rows do, .*:row3 among them"
+    refusal = r"lists_sink: 1 of 30 documents in Redis do not say what their rows do; .*:row3 is one of them"
     with pytest.raises(EngineError, match=refusal):
         apply(cluster, pipeline(tmp_path, CHANGED))
     assert cluster.redis.get(keys.pointer("lists")) == before["lists_sink"].fingerprint

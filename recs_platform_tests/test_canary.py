@@ -191,6 +191,9 @@ def test_what_does_not_come_is_late_for_a_minute_and_lost_from_then_on() -> None
     lost = replace(late, missing=(("a", 999.0 - LATE),))
     assert lost.is_lost
     assert not replace(lost, seconds=0.2).is_lost
+    assert not lost.is_lost_since(lost.sent_at - LATE), (
+        "where nothing could come before, it has been late for no longer"
+    )
 
 
 def test_a_lost_canary_is_a_finding_only_where_nothing_else_explains_it(shop: Shop) -> None:

@@ -11,7 +11,8 @@ import psycopg
 import pytest
 
 from recs_platform.engines.local import cdc
-from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed, CatalogTable
+from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed
+from recs_platform.engines.local.changes import CatalogTable
 from recs_platform.errors import SourceError
 
 PRODUCTS = CatalogTable(

@@ -26,13 +26,14 @@ from recs_platform.defs.observe import observer
 from recs_platform.defs.resources import Platform
 from recs_platform.engines import connect
 from recs_platform.engines.local.client import LocalEngine
+from recs_platform.engines.status import PartitionStatus
 from recs_platform.health import Finding, State
 from recs_platform.lineage import Lineage
 from recs_platform.monitor import Report
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.plan import Plan, Tell
 from recs_platform.readings import WHILE_IDLE, WHILE_MOVING, Journal, Reading
-from recs_platform.settings import Settings, default_sql_dir
+from recs_platform.settings import LOCAL, RISINGWAVE, Settings, default_sql_dir
 from recs_platform.stack.service import free_port
 from recs_platform_tests.shop_floor import Shop, eventually
 from recs_platform_tests.test_contract import local
@@ -110,6 +111,15 @@ def test_an_asset_carries_its_sql_version_schema_and_lineage() -> None:
     ("relation", "column", "origins"),
     [
         ("user_recommendations_sink", "key", {"kafka/user_activity value.user_id"}),
+        (
+            "user_recommendations_sink",
+            "recommended_products",
+            {
+                "postgres/product_catalog product_id",
+                "postgres/product_catalog category",
+                "kafka/user_activity value.product_id",
+            },
+        ),
         ("products_sink", "price", {"postgres/product_catalog price"}),
         ("trending_by_segment_sink", "segment", {"postgres/customers age_band", "postgres/customers country"}),
         ("also_bought_sink", "as_of", {"kafka/purchases value.timestamp"}),
@@ -121,6 +131,13 @@ def test_a_value_is_followed_to_the_event_field_or_catalog_column_it_is_from(
 ) -> None:
     found = Lineage.of(Pipeline.load(default_sql_dir())).origins(((relation,), column))
     assert {f"{'/'.join(key)} {name}" for key, name in found} == origins
+
+
+def test_a_box_is_labelled_with_the_engine_that_keeps_it() -> None:
+    for engine, technology in ((LOCAL, "duckdb"), (RISINGWAVE, "risingwave")):
+        nodes = Lineage.of(Pipeline.load(default_sql_dir(), engine=engine), engine).nodes
+        assert nodes["trending_products",].kinds == {"sql", technology}
+        assert nodes["trending_products_sink",].kinds == {"sql", "redis"}
 
 
 def test_the_types_of_event_fields_are_those_they_are_cast_to() -> None:
@@ -420,10 +437,15 @@ def test_rows_are_not_compared_while_the_engine_is_behind(shop: Shop) -> None:
     eventually(lambda: len(shop.documents("products")) == 1)
     shop.redis.delete(f"recs:products:{shop.redis.get('recs:products')}:p1")
     assert shop.engine is not None
-    waiting = [{"topic": "user_activity", "partition": 0, "lag": health.MANY, "lag_seconds": 3.0}]
-    assert health._is_behind({"partitions": waiting})
-    assert health._is_behind({"partitions": [{"lag": 1, "lag_seconds": 30.0}]})
-    assert not health._is_behind({"partitions": [{"lag": 0, "lag_seconds": 30.0}, {"lag": 10, "lag_seconds": 1.0}]})
+
+    def waiting(lag: int, seconds: float) -> PartitionStatus:
+        return {
+            "topic": "user_activity", "partition": 0, "next_offset": 0, "end_offset": lag, "lag": lag, "lag_seconds": seconds,
+        }  # fmt: skip
+
+    assert health._is_behind({"partitions": [waiting(health.MANY, 3.0)]})
+    assert health._is_behind({"partitions": [waiting(1, 30.0)]})
+    assert not health._is_behind({"partitions": [waiting(0, 30.0), waiting(10, 1.0)]})
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(health, "_is_behind", lambda status: True)
         found, result = evaluated(health.sink_health(pipeline))

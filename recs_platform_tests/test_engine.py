@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +28,7 @@ from recs_platform.settings import CDC, DEBEZIUM, FILE, UPSERTS
 from recs_platform.shop import catalog, customers
 from recs_platform.shoppers import history
 from recs_platform_tests.feeding import utc
-from recs_platform_tests.shop_floor import Shop, assert_lists_are_right, assert_redis_is_right, pairs
+from recs_platform_tests.shop_floor import Shop, assert_lists_are_right, assert_redis_is_right, eventually, pairs
 
 USERS = 40
 
@@ -152,6 +153,39 @@ def test_a_loop_that_stands_still_is_a_problem_that_says_what_it_is_at(
     assert engine.standstill()["engine"].startswith("the engine has been taking in messages for 0 s")
     engine.building = {"trending_products__1": "with the others"}
     assert engine.standstill() == {}, "a build may take long, and says so itself"
+    monkeypatch.setattr(engine_module, "BUILDS", 0.0)
+    assert engine.standstill(), "but not for ever"
+
+
+def test_what_is_not_come_to_in_time_is_not_done_later(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop is at a long build while somebody asks for another one, and whoever looks sees that nothing is taken in."""
+    monkeypatch.setattr(engine_module, "HELD_UP", 0.0)
+    engine, stop, begun, may_end = shop.open(), threading.Event(), threading.Event(), threading.Event()
+    done = list[str]()
+
+    def build() -> str:
+        begun.set()
+        assert may_end.wait(30)
+        return "built"
+
+    with ThreadPoolExecutor(2) as pool:
+        loop = pool.submit(engine.run, stop)
+        answer = pool.submit(engine.ask, build)
+        assert begun.wait(30)
+        with pytest.raises(EngineError, match="changing what is deployed for 0 s, and this is not done"):
+            engine.ask(lambda: done.append("again"), patience=0.1)
+        eventually(lambda: engine.held_up()[0] > 0)
+        may_end.set()
+        assert answer.result(30) == "built"
+        assert engine.ask(lambda: "plan") == "plan"
+        seconds, until = engine.held_up()
+        assert (seconds, done) == (0.0, [])
+        assert 0 <= time.time() - until < 30
+        stop.set()
+        loop.result(30)
+    with pytest.raises(EngineError, match="this is not done"):
+        engine.ask(lambda: done.append("after the end"))
+    assert done == []
 
 
 def test_a_backlog_is_not_written_tick_by_tick(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

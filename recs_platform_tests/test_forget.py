@@ -18,10 +18,10 @@ from recs_platform.engines.local.database import Database
 from recs_platform.engines.local.forgetting import user_of
 from recs_platform.engines.risingwave.engine import RisingWaveEngine
 from recs_platform.errors import EngineError, RecsError
-from recs_platform.forget import KAFKA, forget, traces
+from recs_platform.forget import FILES, KAFKA, forget, traces
 from recs_platform.forget import _is_of as _is_of_user
 from recs_platform.pipeline import Pipeline
-from recs_platform.settings import DEBEZIUM, UPSERTS, Settings
+from recs_platform.settings import DEBEZIUM, FILE, UPSERTS, Settings
 from recs_platform_tests.oracle import Message
 from recs_platform_tests.shop_floor import Shop, assert_documents_are_right, eventually
 from recs_platform_tests.test_contract import local
@@ -142,6 +142,28 @@ def test_a_customer_that_came_through_a_topic_goes_and_is_refused(
         eventually(lambda: engine.query("SELECT 1 FROM customers WHERE country = 'FR'").num_rows == 1)
         assert engine.query(customers).column("user_id").to_pylist() == [STAYS]
         assert counted(settings, GONE)["the engine", "customers_changes"] == 0
+    floor.close()
+
+
+def test_a_customer_in_a_file_is_not_read_again_and_the_file_is_named(
+    tmp_path: Path, kafka_servers: str, postgres_url: str, redis_url: str, topic_prefix: str
+) -> None:
+    floor = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix, FILE)
+    for user in (GONE, STAYS):
+        floor.sql("INSERT INTO customers VALUES (%s, '25-34', 'DE')", user)
+    with local(floor) as engine:
+        assert isinstance(engine, LocalEngine)
+        settings = replace(floor.settings, engine_url=engine.url, engine_token="secret-token")
+        customers = "SELECT user_id FROM customers ORDER BY user_id"
+        eventually(lambda: engine.query(customers).num_rows == 2)
+        report = forget(settings, GONE)
+        assert report.left == [(FILES, str(settings.catalog_dir / "customers.csv"))]
+        assert engine.query(customers).column("user_id").to_pylist() == [STAYS]
+        floor.sql("UPDATE customers SET country = 'FR' WHERE user_id IN (%s, %s)", GONE, STAYS)
+        eventually(lambda: engine.query("SELECT 1 FROM customers WHERE country = 'FR'").num_rows == 1)
+        assert engine.query(customers).column("user_id").to_pylist() == [STAYS]
+        floor.sql("DELETE FROM customers WHERE user_id = %s", GONE)
+        assert not forget(settings, GONE).left
     floor.close()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
+from recs_platform.engines.status import Status
 from recs_platform.health import (
     STALLED_AFTER,
     Finding,
@@ -41,6 +43,7 @@ def readings(
             {"lag_messages": lag, "lag_seconds": seconds},
             counters={"messages": sent},
             state=_problem(problems, key),
+            waiting={0: (sent - lag, sent)} if lag else {},
         )
         for key, (sent, lag, seconds) in {VIEWS: views, BUYS: buys, CANARIES: (5, 0, 0.0)}.items()
     ]
@@ -121,7 +124,7 @@ def test_a_lost_slot_breaks_what_is_read_through_it_and_says_who_mends_it(state:
 
 
 def test_a_topic_that_is_not_read_is_broken_and_no_other_one() -> None:
-    status = {"partitions": [], "relations": [], "problems": {"kafka/purchases": "there is no such topic"}}
+    status: Status = {"partitions": [], "relations": [], "problems": {"kafka/purchases": "there is no such topic"}}
     found, _ = judged([*of_topics(status, PIPELINE.topics), *readings(without=[BUYS])])
     assert (found[BUYS].state, found[BUYS].words) == (State.BROKEN, "there is no such topic")
     assert (found["also_bought",].state, found["also_bought",].blame) == (State.BROKEN, BUYS)
@@ -129,7 +132,7 @@ def test_a_topic_that_is_not_read_is_broken_and_no_other_one() -> None:
 
 
 def test_a_kafka_that_is_away_from_the_start_breaks_all_topics() -> None:
-    status = {"partitions": [], "relations": [], "problems": {"kafka": "it does not answer"}}
+    status: Status = {"partitions": [], "relations": [], "problems": {"kafka": "it does not answer"}}
     found, _ = judged([*of_topics(status, PIPELINE.topics), *readings(without=[BUYS, VIEWS, CANARIES])])
     assert {found[topic].state for topic in (BUYS, VIEWS, CANARIES)} == {State.BROKEN}
 
@@ -264,13 +267,66 @@ def test_a_state_keeps_its_beginning() -> None:
     assert found[VIEWS].since == NOW + 600
 
 
+def test_a_trickle_is_not_behind_for_being_seen_under_way_twice() -> None:
+    """A message every quarter of a minute, the engine knowing no better than when it took in the one before."""
+    _, memory = judged(readings(buys=(10, 0, 0.0)))
+    for i, lag in enumerate([1, 1, 2, 1, 1]):
+        found, memory = judged(
+            readings(buys=(12 + 2 * i, lag, 15.0)), load_memory(dump_memory(memory)), NOW + 30 * (i + 1)
+        )
+        assert found[BUYS].state is State.FRESH
+    found, memory = judged(readings(buys=(20, 1, 30.0)), memory, NOW + 165)
+    assert found[BUYS].state is State.BEHIND, "but this one is still there"
+
+
+def test_what_waits_in_one_partition_is_not_hidden_by_another_that_flows() -> None:
+    memory: dict[Key, Seen] = {}
+    for i in range(4):
+        topic = Reading(
+            BUYS,
+            {"lag_messages": 2, "lag_seconds": 30.0 * i},
+            counters={"messages": 100 * (i + 1)},
+            waiting={0: (7, 8), 1: (100 * (i + 1) - 9, 100 * (i + 1) - 8)},
+        )
+        found, memory = judged([*readings(without=[BUYS]), topic], memory, NOW + 30 * i)
+    assert (found[BUYS].state, found[BUYS].evidence["lag_seconds"]) == (State.BEHIND, 90.0)
+
+
+def test_a_state_that_nobody_has_seen_before_has_begun_now() -> None:
+    found, _ = judged(readings(without=[VIEWS]))
+    assert (found[VIEWS].state, found[VIEWS].since) == (State.UNKNOWN, NOW)
+
+
+def test_what_is_wrong_with_the_engine_and_shows_on_no_box_is_told_of() -> None:
+    refused = {"partitions": "the question is refused"}
+    findings, memory = judge(PIPELINE, readings(), {}, NOW, problems=refused)
+    findings, _ = judge(PIPELINE, readings(), load_memory(dump_memory(memory)), NOW + 60, problems=refused)
+    [ill] = [finding for finding in findings if not finding.state.is_well]
+    assert (ill.key, ill.state, ill.words, ill.since) == (
+        ("engine", "partitions"), State.BROKEN, "the question is refused", NOW,
+    )  # fmt: skip
+    findings, _ = judge(PIPELINE, readings(), memory, NOW + 90)
+    assert worst(findings).is_well
+
+
+def test_what_is_sent_while_the_engine_builds_waits_and_is_not_idle() -> None:
+    _, memory = judged(readings())
+    held = [replace(r, numbers={**r.numbers, "held_up_seconds": 120.0}) if r.key == VIEWS else r for r in readings()]
+    found, _ = judged(held, memory, NOW + 120)
+    assert found[VIEWS].state is State.BEHIND
+    assert found[VIEWS].words.startswith(
+        "nothing has been taken in for 2 min, while the engine changes what is deployed"
+    )
+    assert found["trending_products_sink",].blame == VIEWS
+
+
 @pytest.mark.parametrize("text", ["", None, "no JSON", '[["x"]]'])
 def test_a_memory_that_cannot_be_read_is_begun_anew(text: str | None) -> None:
     assert load_memory(text) == {}
 
 
 def test_a_version_that_is_being_built_is_told_of_and_nothing_is_wrong() -> None:
-    status = {
+    status: Status = {
         "relations": [
             {"name": r.name, "kind": str(r.kind), "fingerprint": r.fingerprint, "rows": None}
             for r in PIPELINE

@@ -31,7 +31,7 @@ from recs_platform.engines.local.intake import (
 from recs_platform.stack.broker import broker
 from recs_platform.stack.process import running
 from recs_platform.stack.service import free_port
-from recs_platform.topics import admin_client, describe_topics, ensure_topics, log_starts, topic_ids
+from recs_platform.topics import admin_client, describe_topics, ensure_topics, log_starts
 
 WAIT = 0.02
 real_kafka = pytest.mark.skipif(
@@ -145,7 +145,7 @@ def test_positions_are_where_reading_goes_on(kafka_servers: str, topic: str, int
     send(kafka_servers, topic, "a", "b", "c")
     taken = Taken(intake)
     taken.until_read(3)
-    incarnation = topic_ids(kafka_servers, [topic])[topic]
+    incarnation = describe_topics(admin_client(kafka_servers), [topic])[topic].incarnation
     assert [(p.topic, p.partition, p.offset, p.incarnation) for p in taken.polls[-1].positions] == [
         (topic, 0, 3, incarnation),
         (topic, 1, 0, incarnation),
@@ -373,7 +373,8 @@ def test_a_partition_that_lost_its_end_is_read_from_where_it_ends(
     kafka_servers: str, topic: str, intake: KafkaIntake
 ) -> None:
     send(kafka_servers, topic, "a", "b", "c")
-    intake.seek([Position(topic, 0, 77, topic_ids(kafka_servers, [topic])[topic])])
+    found = describe_topics(admin_client(kafka_servers), [topic])[topic]
+    intake.seek([Position(topic, 0, 77, found.incarnation)])
     taken = Taken(intake)
     until(lambda: bool(taken.poll().resets))
     send(kafka_servers, topic, "d")

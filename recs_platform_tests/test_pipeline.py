@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from recs_platform.columns import Origin
 from recs_platform.deployment import Deployment
 from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.errors import PipelineError
@@ -129,16 +128,6 @@ def test_topics_are_found(pipeline: Pipeline) -> None:
         "purchases": "purchases_raw",
         "recs_canary": "canary_raw",
     }
-
-
-def test_lineage_goes_from_event_field_and_catalog_column_to_redis(pipeline: Pipeline) -> None:
-    assert pipeline.origins("user_recommendations_sink", "key") == {Origin("user_activity_raw", "payload", "user_id")}
-    assert pipeline.origins("user_recommendations_sink", "recommended_products") == {
-        Origin("product_catalog", "product_id"),
-        Origin("product_catalog", "category"),
-        Origin("user_activity_raw", "payload", "product_id"),
-    }
-    assert pipeline.origins("products_sink", "price") == {Origin("product_catalog", "price")}
 
 
 def test_a_sink_names_the_redis_keys_it_writes(pipeline: Pipeline) -> None:

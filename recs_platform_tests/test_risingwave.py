@@ -28,6 +28,7 @@ from recs_platform.engines.risingwave.engine import RisingWaveEngine
 from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
 from recs_platform.engines.risingwave.postgres import count_rows, drop_slot
 from recs_platform.engines.risingwave.statements import differences, is_one_question, publication, statement
+from recs_platform.engines.status import PartitionStatus
 from recs_platform.errors import (
     EngineError,
     EngineUnavailable,
@@ -619,7 +620,7 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], tuple[int, i
     return found
 
 
-def partitions(cluster: Cluster) -> dict[tuple[str, int], dict[str, Any]]:
+def partitions(cluster: Cluster) -> dict[tuple[str, int], PartitionStatus]:
     return {(p["topic"], p["partition"]): p for p in cluster.engine.status()["partitions"]}
 
 

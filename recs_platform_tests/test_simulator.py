@@ -29,8 +29,9 @@ from recs_platform.commands.traffic import simulate as simulate_command
 from recs_platform.errors import SourceError
 from recs_platform.events import Event
 from recs_platform.settings import Settings
-from recs_platform.shop import CatalogChange, Change, Shop, is_made_up, zipf_pick
-from recs_platform.simulator import Progress, Simulator, catalog, customers, history, prefill, simulate
+from recs_platform.shop import CatalogChange, Change, Shop, catalog, customers, is_made_up, zipf_pick
+from recs_platform.shoppers import Simulator, history
+from recs_platform.simulator import Progress, prefill, simulate
 from recs_platform.stack.broker import broker
 from recs_platform.stack.postgres import Cluster
 from recs_platform.stack.process import running, wait_until

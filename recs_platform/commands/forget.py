@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recs_platform.commands.reporting import reported
-from recs_platform.forget import KAFKA, Report
+from recs_platform.forget import FILES, KAFKA, Report
 from recs_platform.forget import forget as forgotten
 from recs_platform.settings import Settings
 
@@ -24,7 +24,8 @@ def forget(context: click.Context, user_id: str, yes: bool, as_json: bool) -> No
     """Take one shopper out of every store, for good, and refuse what comes of them later.
 
     The log, the views and the dead letters of the engine, the catalog's tables in PostgreSQL, and Redis; each is counted
-    before and after. Messages leave Kafka with the topic's retention. Exit code 1 where anything else is left.
+    before and after. Messages leave Kafka with the topic's retention. Exit code 1 where anything else is left, such as a line of a
+    catalog's file.
     """
     if not yes:
         click.confirm(f"Forget shopper {user_id} everywhere? There is no way back", abort=True)
@@ -56,4 +57,6 @@ def _print(report: Report) -> None:
     console.print(table)
     if any(count for (store, _), count in report.after.items() if store == KAFKA):
         console.print("The messages in Kafka go with the topics' retention; they are not taken in again.")
+    for path in (what for store, what in report.left if store == FILES):
+        console.print(f"Take the shopper's line out of {path}: it is only read. It is not taken in again.")
     console.print("Something is left." if report.left else "Nothing else is left.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from rich.text import Text
 
 from recs_platform.commands.reporting import reported
 from recs_platform.commands.stack import COLOURS
+from recs_platform.engines.status import Status
 from recs_platform.health import Finding
 from recs_platform.health import State as Health
 from recs_platform.lineage import label
@@ -200,7 +201,7 @@ def _address(url: str) -> str:
     return url if url.startswith("http") else url.rpartition("://")[2].rpartition("@")[2]
 
 
-def _engine(engine: Mapping[str, Any]) -> Iterator[Text]:
+def _engine(engine: Status) -> Iterator[Text]:
     facts = {
         "events/s": engine.get("events_per_second"),
         "lag": engine.get("lag"),

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
@@ -47,11 +48,11 @@ def checks(pipeline: Pipeline, sinks: Collection[str]) -> dg.AssetChecksDefiniti
         try:
             settings = platform.settings()
             flights = fly(settings, pipeline, sender="check")
-            behind = _behind(settings, pipeline, flights)
+            trouble = _trouble(settings, pipeline, flights)
         except RecsError as error:
             raise dg.Failure(str(error)) from error
         wanted = {key.asset_key for key in context.selected_asset_check_keys}
-        yield from (dg.AssetCheckResult(**_judged(f, behind)) for f in flights if dg.AssetKey(f.sink) in wanted)
+        yield from (dg.AssetCheckResult(**_judged(f, trouble)) for f in flights if dg.AssetKey(f.sink) in wanted)
 
     return canary
 
@@ -69,12 +70,12 @@ def sender(pipeline: Pipeline) -> dg.SensorDefinition:
         try:
             settings = platform.settings()
             flights = fly(settings, pipeline)
-            behind = _behind(settings, pipeline, flights)
+            trouble = _trouble(settings, pipeline, flights)
         except RecsError as error:
             return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
         remember(settings.state_dir, flights)
-        said = _said(flights, behind)
-        found = [_judged(flight, behind) for flight in flights]
+        said = _said(flights, trouble)
+        found = [_judged(flight, trouble) for flight in flights]
         return dg.SensorResult(
             asset_events=[dg.AssetCheckEvaluation(**judged) for judged in found] if said != context.cursor else [],
             skip_reason="; ".join(judged["description"] for judged in found),
@@ -84,22 +85,34 @@ def sender(pipeline: Pipeline) -> dg.SensorDefinition:
     return canary
 
 
-def _behind(settings: Settings, pipeline: Pipeline, flights: Sequence[Flight]) -> list[str]:
-    """What is behind and explains that one was lost: it waits with everything else. Nothing where something is worse."""
-    if all(flight.seconds is not None or flight.is_lost for flight in flights):
-        return []
+@dataclass(frozen=True)
+class _Trouble:
+    """What explains that one has not come. `behind`: the boxes that are, where nothing is worse: it waits with everything else.
+    `held_up_until`: before that moment none could have come."""
+
+    behind: tuple[str, ...] = ()
+    held_up_until: float = 0.0
+
+    def explains(self, flight: Flight) -> bool:
+        return flight.seconds is None and not flight.is_lost_since(self.held_up_until) and bool(self.behind)
+
+
+def _trouble(settings: Settings, pipeline: Pipeline, flights: Sequence[Flight]) -> _Trouble:
+    if all(flight.seconds is not None for flight in flights):
+        return _Trouble()
     report = look_and_remember(settings, pipeline)
-    return [label(cause.blame) for cause in report.causes] if report.state is State.BEHIND else []
+    behind = tuple(label(cause.blame) for cause in report.causes) if report.state is State.BEHIND else ()
+    return _Trouble(behind, report.engine.get("held_up_until", 0.0))
 
 
-def _said(flights: Sequence[Flight], behind: Collection[str]) -> str:
-    lost = sorted((flight.sink, flight.is_lost) for flight in flights if flight.seconds is None)
-    return json.dumps([lost, bool(behind), int(time.time() // AT_LEAST_EVERY)])
+def _said(flights: Sequence[Flight], trouble: _Trouble) -> str:
+    lost = sorted((flight.sink, trouble.explains(flight)) for flight in flights if flight.seconds is None)
+    return json.dumps([lost, int(time.time() // AT_LEAST_EVERY)])
 
 
-def _judged(flight: Flight, behind: Collection[str]) -> dict[str, Any]:
+def _judged(flight: Flight, trouble: _Trouble) -> dict[str, Any]:
     """What a result of a run and an evaluation of a sensor both take."""
-    is_late = flight.seconds is None and not flight.is_lost and bool(behind)
+    is_late = trouble.explains(flight)
     took: dict[str, dg.MetadataValue[Any]] = {}
     if flight.seconds is not None:
         took["milliseconds"] = dg.MetadataValue.float(round(1000 * flight.seconds, 1))
@@ -108,6 +121,6 @@ def _judged(flight: Flight, behind: Collection[str]) -> dict[str, Any]:
         "check_name": CHECK,
         "passed": flight.seconds is not None,
         "severity": dg.AssetCheckSeverity.WARN if is_late else dg.AssetCheckSeverity.ERROR,
-        "description": flight.words + (f"; behind: {', '.join(behind)}" if is_late else ""),
+        "description": flight.words + (f"; behind: {', '.join(trouble.behind)}" if is_late else ""),
         "metadata": {"sent_at": dg.MetadataValue.timestamp(flight.sent_at), **took},
     }

@@ -11,6 +11,7 @@ import dagster as dg
 
 from recs_platform.dead_letters import MOST_REASONS, Recent, kept_of, recent, share_wanted
 from recs_platform.defs.resources import Platform
+from recs_platform.engines.status import Status
 from recs_platform.errors import RecsError
 from recs_platform.event_drift import FieldDrift, drifts, fields_read, learned, profile, sample
 from recs_platform.pipeline import Pipeline, Relation
@@ -191,7 +192,7 @@ def _news_of_gaps(
         entry["gaps"] = told
 
 
-def _judged_gaps(pipeline: Pipeline, status: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _judged_gaps(pipeline: Pipeline, status: Status) -> dict[str, dict[str, Any]]:
     """Topic → as `_judged`."""
     gaps = {reset["topic"]: reset for reset in status.get("resets", ())}
     found = dict[str, dict[str, Any]]()

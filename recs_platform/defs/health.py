@@ -14,6 +14,7 @@ from recs_platform.audit import NOTHING, Audit, audit
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.specs import shows_otherwise
 from recs_platform.defs.stream import RESYNC
+from recs_platform.engines.status import Status
 from recs_platform.errors import RecsError
 from recs_platform.health import FRESHNESS_SECONDS, Finding, State
 from recs_platform.lineage import label
@@ -164,7 +165,7 @@ def audited(platform: Platform, pipeline: Pipeline, again: Keys = NOTHING) -> li
         return list(audit(engine, pipeline, url, again=again))
 
 
-def _is_behind(status: Mapping[str, Any]) -> bool:
+def _is_behind(status: Status) -> bool:
     waiting = [partition for partition in status["partitions"] if partition["lag"]]
     return sum(p["lag"] for p in waiting) >= MANY or any(p["lag_seconds"] > FRESHNESS_SECONDS for p in waiting)
 

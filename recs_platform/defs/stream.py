@@ -32,8 +32,9 @@ class Deploy(dg.Config):
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    pipeline = Pipeline.of(Settings.load())
-    lineage = Lineage.of(pipeline)
+    settings = Settings.load()
+    pipeline = Pipeline.of(settings)
+    lineage = Lineage.of(pipeline, settings.engine)
     outside = [asset_spec(node, lineage) for node in lineage if node.relation is None]
     return dg.Definitions(
         assets=[*outside, deployment(pipeline, lineage)],

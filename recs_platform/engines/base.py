@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import pyarrow as pa
 
 from recs_platform.capabilities import Capabilities
+from recs_platform.engines.status import Status
 from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Plan, Tell
 
@@ -54,5 +55,5 @@ class StreamEngine(Protocol):
     def forget(self, user_id: int) -> None:
         """Takes a shopper out of all it keeps, and refuses what comes of them later. Raises `EngineError` where it cannot."""
 
-    def status(self) -> dict[str, Any]:
-        """Progress and sizes: see `LocalEngine.status` for the fields."""
+    def status(self) -> Status:
+        """What it says of itself: progress, sizes and problems."""

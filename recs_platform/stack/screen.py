@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recs_platform.engines.local.client import LocalEngine
+from recs_platform.engines.status import Status
 from recs_platform.errors import RecsError
 from recs_platform.serving.keys import Product, TrendingProduct
 from recs_platform.serving.store import RecommendationStore
@@ -31,7 +31,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 class Seen:
     """What the screen shows; each watcher fills in its part."""
 
-    status: dict[str, Any] = field(default_factory=dict)
+    status: Status = field(default_factory=Status)
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=60))
     trending: list[tuple[TrendingProduct, Product | None]] = field(default_factory=list)
     click: Click | None = None
@@ -187,7 +187,7 @@ def _hints(settings: Settings) -> Text:
     )
 
 
-def _rows(status: dict[str, Any], name: str) -> int:
+def _rows(status: Status, name: str) -> int:
     return next((r["rows"] or 0 for r in status.get("relations", []) if r["name"] == name), 0)
 
 

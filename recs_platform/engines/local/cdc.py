@@ -24,8 +24,6 @@ from recs_platform.engines.local.pgoutput import decode
 from recs_platform.errors import SourceError
 from recs_platform.settings import masked
 
-__all__ = ["CatalogBatch", "CatalogFeed", "CatalogTable", "TableChanges"]
-
 CONNECT_SECONDS = 5
 SLOT_SECONDS = 30
 LOCK_SECONDS = 10  # a migration may hold a table for longer; all else would wait with it

@@ -13,11 +13,13 @@ import pyarrow as pa
 from pyarrow import flight
 
 from recs_platform.engines.local.capabilities import CAPABILITIES
+from recs_platform.engines.status import Status
 from recs_platform.errors import EngineError, EngineUnavailable, QueryError
 from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Action, Plan, Step, Tell
 from recs_platform.settings import Settings
 
+PATIENT_SECONDS = 3600.0  # for what changes something: a build may take long, and says how far it is meanwhile
 _BEFORE_THE_REASON = re.compile(r"^(?:.*?message: )?\w+ refused: ", re.DOTALL)
 """What Arrow Flight, and the server's name for what was asked, put before it."""
 
@@ -36,7 +38,8 @@ class LocalEngine:
             timeout=timeout, headers=[(b"authorization", f"Bearer {settings.engine_token}".encode())]
         )
         self._patient = flight.FlightCallOptions(
-            timeout=max(timeout, 300.0), headers=[(b"authorization", f"Bearer {settings.engine_token}".encode())]
+            timeout=max(timeout, PATIENT_SECONDS),
+            headers=[(b"authorization", f"Bearer {settings.engine_token}".encode())],
         )
 
     def __enter__(self) -> LocalEngine:
@@ -97,18 +100,9 @@ class LocalEngine:
         answer: dict[str, Any] = self._action("health")
         return answer
 
-    def status(self, window: float = 60.0) -> dict[str, Any]:
-        """What the engine knows of itself; the percentiles are those of the last `window` seconds.
-
-        `events_per_second`, `messages`, `ticks`, `tick_p50_ms`, `tick_p99_ms`, `freshness_p50_ms`, `freshness_p99_ms`,
-        `freshness_now_ms` (message sent → Redis written), `lag` (messages not taken in) and `partitions`, `resets` (topics of
-        which messages could not be had within a day: how many at least, when and why), `problems` (part → what is wrong), `slot`
-        (the replication slot it reads through), `building` (physical name → how far a version is that is being built),
-        `gone_back` (the files are those that somebody has rolled back, or deployed a part of),
-        `refused` (messages of forgotten shoppers), `redis_writes`, `memory_bytes`, `cpu_seconds`, and `relations`: name,
-        kind, fingerprint, rows, mode, deployed_at, changed_at.
-        """
-        answer: dict[str, Any] = self._action("status", window=window)
+    def status(self, window: float = 60.0) -> Status:
+        """What it says of itself; the percentiles are those of the last `window` seconds."""
+        answer: Status = self._action("status", window=window)
         return answer
 
     def _action(self, name: str, **request: Any) -> Any:

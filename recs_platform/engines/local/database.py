@@ -22,7 +22,7 @@ from recs_platform.engines import transpile
 from recs_platform.engines.local import files, forgetting
 from recs_platform.engines.local.branches import STATE, Branches, Handed, Part, refresh_all, split
 from recs_platform.engines.local.capabilities import CAPABILITIES
-from recs_platform.engines.local.cdc import TableChanges
+from recs_platform.engines.local.changes import TableChanges
 from recs_platform.engines.local.connection import Connection
 from recs_platform.engines.local.deltas import Tick, delta_table, set_time
 from recs_platform.engines.local.intake import Position, TopicReset
@@ -36,7 +36,7 @@ from recs_platform.engines.local.relations import (
     with_columns,
 )
 from recs_platform.engines.local.storage import Storage, drop, quoted
-from recs_platform.pipeline import Kind, Pipeline, Relation
+from recs_platform.pipeline import USER, Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, make_plan
 from recs_platform.readers import downstream
 
@@ -473,11 +473,14 @@ class Database:
         deletes = with_columns(changes.deletes, list(relation.key))
         with self._registered("upserts", upserts), self._registered("deletes", deletes):
             tick.put("touched", f"SELECT {keys} FROM upserts UNION SELECT {keys} FROM deletes")
+            # a forgotten shopper stays in a file until somebody takes the line out
+            is_asked = relation.is_from_file and relation.names_shoppers and self._forgotten
+            welcome = f"WHERE {quoted(USER)} NOT IN (SELECT user_id FROM recs.forgotten)" if is_asked else ""
             cut = "" if changes.truncated else f"SEMI JOIN temp.touched AS t ON {same}"
             tick.replace(
                 relation.physical_name,
                 list(typed),
-                f"SELECT {', '.join(typed.values())} FROM upserts",
+                f"SELECT * FROM (SELECT {', '.join(typed.values())} FROM upserts) {welcome}",
                 f"SELECT r.rowid AS _rowid, r.* FROM {quoted(relation.physical_name)} AS r {cut}",
             )
 

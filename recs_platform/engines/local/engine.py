@@ -7,9 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -19,13 +18,15 @@ import pyarrow.compute as pc
 
 from recs_platform.choice import narrowed
 from recs_platform.engines.local.catalog_files import FileFeed
-from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed, CatalogTable
+from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed
+from recs_platform.engines.local.changes import CatalogTable
 from recs_platform.engines.local.database import MANY, Database, TickInput
 from recs_platform.engines.local.intake import Intake, KafkaIntake, PartitionLag
 from recs_platform.engines.local.meter import Meter
 from recs_platform.engines.local.redis_sink import RedisSink
 from recs_platform.engines.local.tick_size import TickSize
 from recs_platform.engines.local.waiting import Waiting
+from recs_platform.engines.status import PartitionStatus
 from recs_platform.errors import EngineError, SourceError
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan
@@ -49,7 +50,10 @@ UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while 
 BETWEEN_CATALOG_POLLS = 0.2
 BETWEEN_TRIMS = 60.0
 STANDS = 60.0  # seconds of one round from which on that is a problem
+BUILDS = 1800.0  # and of a build, which may take long
 RETRY_CATALOG = 1.0
+LONGEST_REQUEST = 3300.0  # seconds that whoever asked waits for; whoever asks over Flight waits for an hour in all
+HELD_UP = 5.0  # seconds; a shorter request is noticed by nobody
 TOPIC = "kafka/"  # what the problem of a topic is called, before its name
 LEFT = "left"  # the fact that names the files somebody has gone back from, or deployed a part of
 
@@ -69,9 +73,12 @@ class Engine:
         self.meter, self._tick_size = Meter(), TickSize(MAX_MESSAGES)
         self.problems: dict[str, str] = {}
         self.building: dict[str, str] = {}  # physical name → how far
-        self.lags: list[dict[str, Any]] = []
+        self.lags: list[PartitionStatus] = []
         self._newest: dict[str, datetime] = {}  # topic → when the newest message that is taken in was sent
         self.doing, self._round_at = "starting", time.monotonic()
+        self._held_since: float | None = None  # Unix seconds; while a request is answered
+        self._held_until = 0.0  # when the last long one was
+        self._is_over = threading.Event()
         self._requests: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._next = {"catalog": 0.0, "trim": 0.0, "lag": 0.0}
         self._clock_moved_at = datetime.fromtimestamp(0, UTC)
@@ -124,6 +131,9 @@ class Engine:
             taken = self.round()
             took = time.monotonic() - began
             stop.wait(_rest(took, taken))
+        self._is_over.set()
+        for _, answer in self._requests:
+            answer.cancel()
 
     def close(self) -> None:
         self.intake.close()
@@ -213,7 +223,7 @@ class Engine:
             if table.num_rows:
                 self._newest[topic] = pc.max(table["received_at"]).as_py()
         if self._is_due("lag", 1.0):
-            self.lags = [asdict(lag) | {"lag_seconds": self._lag_seconds(lag)} for lag in messages.lags]
+            self.lags = [self._status_of(lag) for lag in messages.lags]
 
     def _trim(self) -> None:
         """Not while the clock is far ahead of what has passed since the start: what it would throw away cannot be had again."""
@@ -225,6 +235,16 @@ class Engine:
         self._note_problem("clock", words if ahead > FAR_AHEAD else None)
         if ahead <= FAR_AHEAD:
             self.database.trim_logs(now - timedelta(hours=self.settings.log_retention_hours))
+
+    def _status_of(self, lag: PartitionLag) -> PartitionStatus:
+        return {
+            "topic": lag.topic,
+            "partition": lag.partition,
+            "next_offset": lag.next_offset,
+            "end_offset": lag.end_offset,
+            "lag": lag.lag,
+            "lag_seconds": self._lag_seconds(lag),
+        }
 
     def _lag_seconds(self, lag: PartitionLag) -> float:
         """At most how old the oldest message is that is not taken in: it is no older than the newest that is."""
@@ -286,19 +306,37 @@ class Engine:
 
     # -- asked from outside ---------------------------------------------------------------------------------------
 
-    def ask(self, request: Callable[[], Any], timeout: float = 120.0) -> Any:
-        """Runs something between two ticks, in the loop's own thread, and returns what it returned."""
+    def ask(self, request: Callable[[], Any], patience: float = 120.0) -> Any:
+        """Runs something between two ticks, in the loop's own thread, and returns what it returned. Raises `EngineError` where
+        it is not come to within `patience` seconds, and then it is not done; once begun it is waited for, an hour at most."""
         answer: Future[Any] = Future()
         self._requests.append((request, answer))
-        return answer.result(timeout)
+        if not self._is_over.is_set():
+            wait([answer], patience)
+        if answer.cancel():
+            raise EngineError(
+                f"the engine has been {self.doing} for {self._standing():.0f} s, and this is not done: ask again when it is over"
+            )
+        wait([answer], LONGEST_REQUEST)
+        if not answer.done():
+            raise EngineError("it is still being done, and goes on: `recs status` shows how far it is")
+        return answer.result()
 
     def _answer_requests(self) -> None:
         while self._requests:
             request, answer = self._requests.popleft()
+            if not answer.set_running_or_notify_cancel():
+                continue
+            self.doing, self._round_at = "changing what is deployed", time.monotonic()
+            self._held_since = since = time.time()
             try:
                 answer.set_result(request())
             except Exception as error:  # handed to whoever asked
                 answer.set_exception(error)
+            finally:
+                self._held_since = None
+                if time.time() - since >= HELD_UP:
+                    self._held_until = time.time()
 
     def plan(self, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
         return self.database.plan(self._wanted(only), rebuild)
@@ -422,15 +460,26 @@ class Engine:
         """The replication slot it reads through."""
         return self.settings.replication_slot if isinstance(self.feed, CatalogFeed) else None
 
+    def held_up(self) -> tuple[float, float]:
+        """For how many seconds nothing has been taken in because what is deployed is changed, 0.0 where that is not so; and when
+        that was last so, in seconds since 1970. Asked from another thread."""
+        since, now = self._held_since, time.time()
+        if since is None or now - since < HELD_UP:
+            return 0.0, self._held_until
+        return round(now - since, 1), now
+
+    def _standing(self) -> float:
+        return time.monotonic() - self._round_at
+
     def standstill(self) -> dict[str, str]:
         """The problem of a loop that has been at one round for long, asked from another thread; {} where it gets on."""
-        seconds = time.monotonic() - self._round_at
-        if seconds < STANDS or self.building:
+        seconds = self._standing()
+        if seconds < (BUILDS if self.building else STANDS):
             return {}
         return {"engine": f"the engine has been {self.doing} for {seconds:.0f} s, and nothing else is done meanwhile"}
 
     def lag(self) -> int:
-        return sum(int(x["lag"]) for x in self.lags)
+        return sum(partition["lag"] for partition in self.lags)
 
 
 def _table(relation: Relation, source: str, needed: frozenset[str] | None = None) -> CatalogTable:

@@ -10,11 +10,10 @@ from datetime import datetime
 
 from recs_platform.engines.local.connection import Connection
 from recs_platform.engines.local.storage import quoted
-from recs_platform.pipeline import Pipeline, Relation
+from recs_platform.pipeline import USER, Pipeline, Relation
 from recs_platform.readers import downstream
 
 STATE = "CREATE TABLE IF NOT EXISTS recs.forgotten (user_id BIGINT PRIMARY KEY, forgotten_at TIMESTAMPTZ);"
-USER = "user_id"
 # of an event or a row, and of a change as Debezium tells it, without its schema and with
 PLACES = ("", "after.", "before.", "payload.after.", "payload.before.")
 # and in what is cut off, or no object, or nested too deeply: the first that is named there
@@ -34,27 +33,32 @@ def user_of(payload: str) -> str:
 
 
 def remove(connection: Connection, pipeline: Pipeline, user_id: int, now: datetime) -> None:
-    """Notes that the shopper is forgotten, and takes the rows out of the raw log and of what is read straight from it."""
+    """Notes that the shopper is forgotten, and takes the rows out of the raw log, of what is read straight from it, and of what
+    is read from files."""
     connection.execute("INSERT OR IGNORE INTO recs.forgotten VALUES (?, ?)", [user_id, now])
-    for relation in (*pipeline.topics.values(), *_first(pipeline)):
+    for relation in (*pipeline.topics.values(), *_first(pipeline), *_from_files(pipeline)):
         if whose := owner_of(relation):
             connection.execute(f"DELETE FROM {quoted(relation.physical_name)} WHERE {whose} = ?", [user_id])
 
 
 def to_rebuild(pipeline: Pipeline) -> list[str]:
     """What is made from those: to be built anew. They themselves may hold more than the raw log still does."""
-    first = _first(pipeline)
+    first = [*_first(pipeline), *_from_files(pipeline)]
     below = {r.name for relation in first for r in downstream(pipeline, relation.name)} - {r.name for r in first}
     return [relation.name for relation in pipeline if relation.name in below]
 
 
 def owner_of(relation: Relation) -> str | None:
     """SQL for the shopper that a row is of; None where no column tells."""
-    columns = {column.name: column.type for column in relation.columns}
-    if USER in columns:
+    if relation.names_shoppers:
         return quoted(USER)
+    columns = {column.name: column.type for column in relation.columns}
     payloads = [name for name, kind in columns.items() if kind == "BYTEA" and name not in relation.statement.includes]
     return user_of(quoted(payloads[0])) if len(payloads) == 1 else None
+
+
+def _from_files(pipeline: Pipeline) -> list[Relation]:
+    return [relation for relation in pipeline if relation.is_from_file and relation.names_shoppers]
 
 
 def _first(pipeline: Pipeline) -> list[Relation]:

@@ -17,7 +17,7 @@ from pyarrow import flight
 from recs_platform.engines.local.engine import LEFT, Engine
 from recs_platform.engines.local.meter import FIGURES_WINDOW
 from recs_platform.engines.local.storage import quoted
-from recs_platform.errors import RecsError
+from recs_platform.errors import RecsError, SettingsError
 from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Plan
 
@@ -30,6 +30,8 @@ class TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]
 
     def __init__(self, token: str) -> None:
         super().__init__()
+        if not token:
+            raise SettingsError("RECS_ENGINE_TOKEN is empty: whoever is on this machine could change what is deployed")
         self._token = token
 
     def start_call(self, info: Any, headers: dict[str, list[str]]) -> None:
@@ -85,8 +87,9 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         yield flight.Result(json.dumps(answer).encode())
 
     def status(self, window: float = FIGURES_WINDOW) -> dict[str, Any]:
-        """What `LocalEngine.status` documents."""
+        """A `Status`."""
         process = psutil.Process()
+        held_up_seconds, held_up_until = self._engine.held_up()
         return {
             "pid": process.pid,
             "memory_bytes": process.memory_info().rss,
@@ -98,6 +101,8 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             "problems": self._engine.problems | self._engine.standstill(),
             "slot": self._engine.slot,
             "building": dict(self._engine.building),
+            "held_up_seconds": held_up_seconds,
+            "held_up_until": held_up_until,
             "redis_writes": self._engine.sink.written,
             "refused": self._engine.database.refused,
             "gone_back": self._with_cursor(self._has_gone_back),

@@ -9,13 +9,13 @@ LONGEST = 10.0  # seconds
 
 
 class TickSize:
-    """What was taken in within `longest` seconds at the pace of the last large tick, at most `most`."""
+    """What was taken in within `LONGEST` seconds at the pace of the last large tick, at most `most`."""
 
-    def __init__(self, most: int, longest: float = LONGEST) -> None:
-        self._most, self._longest = most, longest
+    def __init__(self, most: int) -> None:
+        self._most = most
         self.messages = min(FIRST, most)
 
     def note(self, messages: int, seconds: float) -> None:
         """A tick took in so many, and so long."""
         if messages >= LEAST:
-            self.messages = min(self._most, max(LEAST, int(messages / max(seconds, 1e-6) * self._longest)))
+            self.messages = min(self._most, max(LEAST, int(messages / max(seconds, 1e-6) * LONGEST)))

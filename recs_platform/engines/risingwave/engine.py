@@ -54,6 +54,7 @@ from recs_platform.engines.risingwave.statements import (
     slot_name,
     statement,
 )
+from recs_platform.engines.status import PartitionStatus, RelationStatus, Status
 from recs_platform.errors import EngineError, EngineUnavailable, QueryError, StoreUnavailable
 from recs_platform.kafka_address import hosts
 from recs_platform.pipeline import Kind, Pipeline, Relation
@@ -66,9 +67,6 @@ from recs_platform.statements import parse
 from recs_platform.topics import describe, ensure_topics
 
 CAPABILITIES = Capabilities(
-    name="risingwave",
-    has_arrow_results=False,
-    repeats_key_in_documents=True,
     keeps_history_for_rebuilds=False,
     rebuilds_in_place=False,
     deploys_connections=True,
@@ -252,14 +250,8 @@ class RisingWaveEngine:
                         published[name] = version
         return published
 
-    def status(self) -> dict[str, Any]:
-        """`relations` (name, kind, fingerprint) that are live, `building` (physical name → how far);
-        `gone_back`: whether a version that the files want was replaced, or only a part of them is deployed by choice.
-
-        `slot`: the replication slot the catalog is read through, `slot_remedy`: what to do where PostgreSQL has lost it.
-        `partitions`: how far each partition of the events' topics is read, from the views that are there for it.
-        `problems`: what keeps it from reading or writing just now. A part that cannot be asked is one, and the others are told.
-        """
+    def status(self) -> Status:
+        """`partitions`, from the views that are there for it. A part that cannot be asked is a problem, and the others are told."""
         problems = dict[str, str]()
         progress = self._asked(problems, "progress", self.progress, dict[str, str]())
         try:
@@ -270,13 +262,13 @@ class RisingWaveEngine:
             deployment, left = self._found(progress, {}, lambda _: set()), None
             problems["redis"] = str(error)
         relations = [
-            {"name": v.name, "kind": v.kind, "fingerprint": v.id.fingerprint, "rows": None}
+            RelationStatus(name=v.name, kind=v.kind, fingerprint=v.id.fingerprint, rows=None)
             for v in _standing(deployment)
         ]
-        building = {v.physical_name: v.progress for v in deployment.versions if not v.is_whole}
+        building = {v.physical_name: v.progress or "" for v in deployment.versions if not v.is_whole}
         files, live = Pipeline.of(self.settings), deployment.live
         kafka = self.settings.require("kafka_bootstrap_servers")
-        found = list[dict[str, Any]]()
+        found = list[PartitionStatus]()
         try:
             found = self._asked(problems, "partitions", lambda: partitions(files, live, kafka, self._rows), found)
         except KafkaException as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from confluent_kafka import Message
 
+from recs_platform.engines.status import PartitionStatus
 from recs_platform.errors import SourceError
 from recs_platform.pipeline import Pipeline
 from recs_platform.topic_reader import Span, read
@@ -23,7 +24,7 @@ Rows = Callable[[str], list[dict[str, Any]]]
 """Asks the engine."""
 
 
-def partitions(files: Pipeline, live: Iterable[str], kafka: str, rows: Rows) -> list[dict[str, Any]]:
+def partitions(files: Pipeline, live: Iterable[str], kafka: str, rows: Rows) -> list[PartitionStatus]:
     """Each partition of the topics for which a view of how far they are read is live, as `StreamEngine.status` has it.
 
     Raises `KafkaException` where Kafka does not say how far its topics go.
@@ -42,13 +43,13 @@ def partitions(files: Pipeline, live: Iterable[str], kafka: str, rows: Rows) -> 
     return [_partition(kafka, place, read.get(place), starts[place], ends[place]) for place in at]
 
 
-def begun_anew(found: Iterable[Mapping[str, Any]], files: Pipeline) -> dict[str, str]:
+def begun_anew(found: Iterable[PartitionStatus], files: Pipeline) -> dict[str, str]:
     """Topic → what is wrong with one of which more was read than it has: nothing that comes is read until it has as much."""
     shorter = [p for p in found if p["next_offset"] > p["end_offset"]]
     return {p["topic"]: _shorter_in_words(p, files.topics[p["topic"]].name) for p in shorter}
 
 
-def _shorter_in_words(p: Mapping[str, Any], source: str) -> str:
+def _shorter_in_words(p: PartitionStatus, source: str) -> str:
     return (
         f"partition {p['partition']} of {p['topic']} ends at {p['end_offset']:,}, and {p['next_offset']:,} were read before: it "
         f"was created anew, or has lost its end. `recs apply --rebuild {source}` reads it anew"
@@ -73,7 +74,7 @@ def _is_read(message: Message) -> bool:
 
 def _partition(
     kafka: str, place: tuple[str, int], row: Mapping[str, Any] | None, start: int, end: int
-) -> dict[str, Any]:
+) -> PartitionStatus:
     last, newest = (row["last_offset"], row["newest"]) if row else (None, None)
     following = last + 1 if last is not None else start
     lag, now = max(0, end - following), datetime.now(UTC)
