@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -126,7 +126,8 @@ def judge(
     found = {reading.key: reading for reading in readings}
     counted = {key: _counted(found.get(key), memory.get(key, Seen()), now) for key in _outside(pipeline)}
     outside = {key: _of_outside(key, found, counted[key], pipeline, now) for key in _outside(pipeline)}
-    relations = (_while_built(finding, found) for finding in _of_relations(pipeline, found, outside, away))
+    new = _new(pipeline, found, memory)
+    relations = (_while_built(finding, found) for finding in _of_relations(pipeline, found, outside, new, away))
     of_engine = (
         Finding((ENGINE, part), State.BROKEN, now, words, "look at the engine's log")
         for part, words in problems.items()
@@ -143,6 +144,17 @@ def judge(
         after[finding.key] = replace(counts, state=finding.state, since=since, blame=blame)
         kept.append(replace(finding, since=since, blame=blame))
     return kept, after
+
+
+def _new(pipeline: Pipeline, found: Mapping[Key, Reading], memory: Memory) -> set[Key]:
+    """Relations of files that nobody has deployed yet, beside others that are: never seen before, or only as such."""
+    keys = {relation_key(relation.name) for relation in pipeline}
+    missing = keys - found.keys()
+    if not memory or missing == keys:
+        return set()
+    return {
+        key for key in missing if key not in memory or (memory[key].state, memory[key].blame) == (State.UNKNOWN, key)
+    }
 
 
 def _while_built(finding: Finding, found: Mapping[Key, Reading]) -> Finding:
@@ -316,11 +328,15 @@ def _kept_log(slot: Reading) -> str:
 
 
 def _of_relations(
-    pipeline: Pipeline, found: Mapping[Key, Reading], outside: Mapping[Key, Finding], away: str
+    pipeline: Pipeline,
+    found: Mapping[Key, Reading],
+    outside: Mapping[Key, Finding],
+    new: Collection[Key],
+    away: str,
 ) -> Iterator[Finding]:
     known: dict[str, Finding] = {}
     for relation in pipeline:
-        known[relation.name] = finding = _of_relation(relation, found, outside, known, away)
+        known[relation.name] = finding = _of_relation(relation, found, outside, known, new, away)
         yield finding
 
 
@@ -329,11 +345,17 @@ def _of_relation(
     found: Mapping[Key, Reading],
     outside: Mapping[Key, Finding],
     known: Mapping[str, Finding],
+    new: Collection[Key],
     away: str,
 ) -> Finding:
     key, reading = relation_key(relation.name), found.get(relation_key(relation.name))
     if away:
         return Finding(key, State.BROKEN, 0.0, away, "`recs status` shows the parts, `recs up` starts them", (ENGINE,))
+    if reading is not None and (why := reading.state.get("awaited")):
+        return Finding(key, State.UNKNOWN, 0.0, f"it is not deployed: {why}", "`recs apply` deploys it", key)
+    if key in new:
+        next_step = "`recs apply` deploys it; Dagster does by itself, where nothing breaks by it"
+        return Finding(key, State.UNKNOWN, 0.0, "it is new in sql/, and not deployed yet", next_step, key)
     is_connection = relation.connector == "postgres-cdc"
     if reading is None and not is_connection:
         return Finding(key, State.BROKEN, 0.0, "it is not deployed", "materialize it, or `recs apply`", key)

@@ -121,16 +121,22 @@ def with_dead_letters(readings: Iterable[Reading], letters: Iterable[Recent]) ->
 
 
 def of_relations(status: Status, pipeline: Pipeline) -> list[Reading]:
-    """Rows of each deployed relation, how far a new version of it is, and for sinks of events how fresh Redis is."""
+    """Rows of each deployed relation, how far a new version of it is, and for sinks of events how fresh Redis is. Of one that is
+    not deployed because somebody wants it so, that."""
     known = {entry["name"]: entry for entry in status["relations"]}
     building = {parts[0]: str(how) for p, how in status.get("building", {}).items() if (parts := taken_apart(p))}
-    return [
-        _with_building(_of_relation(r, known[r.name], status, pipeline), building)
-        if r.name in known
-        else Reading(relation_key(r.name), state={"building": building[r.name]})
-        for r in pipeline
-        if r.name in known or r.name in building
-    ]
+    found = list[Reading]()
+    for relation in pipeline:
+        key, name = relation_key(relation.name), relation.name
+        if name in known:
+            found.append(_with_building(_of_relation(relation, known[name], status, pipeline), building))
+        elif name in building:
+            found.append(Reading(key, state={"building": building[name]}))
+        elif known and status.get("gone_back"):
+            found.append(
+                Reading(key, state={"awaited": "somebody has gone back from these files, or deployed a part of them"})
+            )
+    return found
 
 
 def _with_building(reading: Reading, building: Mapping[str, str]) -> Reading:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,6 +26,7 @@ from recs_platform.defs.observe import observer
 from recs_platform.defs.resources import Platform
 from recs_platform.engines import connect
 from recs_platform.engines.local.client import LocalEngine
+from recs_platform.engines.risingwave.engine import CAPABILITIES
 from recs_platform.engines.status import PartitionStatus
 from recs_platform.health import Finding, State
 from recs_platform.lineage import Lineage
@@ -484,8 +485,16 @@ def test_a_slot_that_is_lost_under_an_engine_that_does_not_retake_it_has_the_cat
     status: dict[str, Any] = {"slot": slot, "slot_remedy": "`recs apply --rebuild shop`"}
 
     class Answering:
+        capabilities = CAPABILITIES
+
         def status(self) -> dict[str, Any]:
             return status
+
+        def plan(self, rebuild: Sequence[str]) -> Plan:
+            return Plan(())
+
+        def deployed_pipeline(self) -> Pipeline:
+            return pipeline
 
     @contextmanager
     def engine(self: Platform) -> Iterator[Answering]:
@@ -506,6 +515,9 @@ def test_a_slot_that_is_lost_under_an_engine_that_does_not_retake_it_has_the_cat
     assert ticked() == ticked() == []
     tables.execute("SELECT pg_drop_replication_slot(%s)", [slot])
     assert ticked() == [], "it may be about to be made"
+    status["gone_back"] = True
+    assert ticked() == [], "a run would deploy what somebody has gone back from"
+    status["gone_back"] = False
     assert ticked() == ["shop"]
     assert ticked() == [], "once an incident"
     with monkeypatch.context() as away:
@@ -628,7 +640,18 @@ def test_a_run_nobody_asked_for_does_not_undo_a_rollback(shop: Shop) -> None:
         engine.roll_back()
     with pytest.raises(dg.Failure, match="somebody has gone back from these files"):
         stream.deploy(Platform(), pipeline, (), is_attended=False)
+    shop.sql("INSERT INTO product_catalog (product_id, name) VALUES ('p1', 'One')")
+    eventually(lambda: len(shop.documents("products")) == 1)
+    shop.redis.delete(f"recs:products:{shop.redis.get('recs:products')}:p1")
+    looks = evaluated(health.sink_health(pipeline))[1]
+    looks = evaluated(health.sink_health(pipeline), looks.cursor)[1]
+    assert not looks.run_requests, "a repair would deploy them again"
+    assert "somebody has gone back" in str(looks.skip_reason)
     assert stream.deploy(Platform(), pipeline, ())[0], "by hand they are deployed"
+    looks = evaluated(health.sink_health(pipeline), looks.cursor)[1]
+    assert [r.asset_selection for r in looks.run_requests or []] == [[dg.AssetKey("products_sink")]], (
+        "put off, not done"
+    )
     assert not stream.deploy(Platform(), pipeline, (), is_attended=False)[0], "and that is that"
 
 

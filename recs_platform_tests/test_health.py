@@ -249,6 +249,41 @@ def test_what_is_not_deployed_is_broken() -> None:
     assert found[("also_bought_sink",)].words == "also_bought is broken: it is not deployed"
 
 
+def test_what_is_new_in_the_files_waits_to_be_deployed_and_what_has_gone_is_broken() -> None:
+    is_new = ("also_bought_sink",)
+    _, memory = judged(readings())
+    del memory[is_new]
+    for step in (1, 2):
+        found, memory = judged(readings(without=[is_new]), load_memory(dump_memory(memory)), NOW + 30 * step)
+        assert (found[is_new].state, found[is_new].since) == (State.UNKNOWN, NOW + 30)
+        assert found[is_new].words == "it is new in sql/, and not deployed yet"
+        assert found["products_sink",].state is State.FRESH
+    _, memory = judged(readings(), memory, NOW + 90)
+    found, memory = judged(readings(without=[is_new]), memory, NOW + 120)
+    assert (found[is_new].state, found[is_new].words) == (State.BROKEN, "it is not deployed")
+    found, _ = judged(readings(without=[is_new]), memory, NOW + 150)
+    assert found[is_new].state is State.BROKEN
+
+
+def test_what_somebody_has_gone_back_from_is_not_broken() -> None:
+    status: Status = {
+        "relations": [
+            {"name": r.name, "kind": str(r.kind), "fingerprint": r.fingerprint, "rows": None}
+            for r in PIPELINE
+            if r.name != "also_bought_sink"
+        ],
+        "partitions": [],
+        "problems": {},
+        "gone_back": True,
+    }
+    others = [reading for reading in readings() if reading.key[0] in ("kafka", "postgres")]
+    found, _ = judged([*others, *of_relations(status, PIPELINE)])
+    assert found["also_bought_sink",].state is State.UNKNOWN
+    assert found["also_bought_sink",].words.startswith("it is not deployed: somebody has gone back")
+    found, _ = judged([*others, *of_relations({**status, "gone_back": False}, PIPELINE)])
+    assert found["also_bought_sink",].state is State.BROKEN
+
+
 def test_a_slow_sink_is_behind_by_itself() -> None:
     slow = [
         Reading(r.key, {"freshness_now_ms": 15_000}) if r.key == ("trending_products_sink",) else r for r in readings()

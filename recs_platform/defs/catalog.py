@@ -11,7 +11,7 @@ import dagster as dg
 from recs_platform import repairs
 from recs_platform.catalog_watch import Memory, Report, look
 from recs_platform.defs.resources import Platform
-from recs_platform.defs.stream import REBUILD
+from recs_platform.defs.stream import REBUILD, held_back
 from recs_platform.errors import RecsError
 from recs_platform.pipeline import Pipeline
 from recs_platform.readings import is_lost, of_catalog
@@ -112,7 +112,9 @@ def slot_health(pipeline: Pipeline) -> dg.SensorDefinition:
             after, due = repairs.follow(before, [], time.time(), unseen=connections)
             words = str(error)
         else:
-            after, due = repairs.follow(before, lost, time.time(), may_repair=may_repair)
+            put_off = held_back(platform, lost) if lost else ""
+            words = f"{words}; {put_off}" if put_off else words
+            after, due = repairs.follow(before, lost, time.time(), may_repair=may_repair and not put_off)
         key = "; ".join(f"{name} since {after[name].since:.0f}" for name in due)
         return dg.SensorResult(
             run_requests=[dg.RunRequest(run_key=key, asset_selection=[dg.AssetKey(name) for name in due])]

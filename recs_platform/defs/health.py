@@ -13,7 +13,7 @@ from recs_platform import repairs
 from recs_platform.audit import NOTHING, Audit, audit
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.specs import shows_otherwise
-from recs_platform.defs.stream import RESYNC
+from recs_platform.defs.stream import RESYNC, held_back
 from recs_platform.engines.status import Status
 from recs_platform.errors import RecsError
 from recs_platform.health import FRESHNESS_SECONDS, Finding, State
@@ -215,15 +215,18 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
         ]
         problems = dict.fromkeys(f"{a.sink}: {a.problem}" for a in found if a.problem)
         mendable = [a.sink for a in found if a.can_be_mended]
+        put_off = held_back(platform, mendable) if mendable else ""
         unseen = [a.sink for a in found if not a.is_known]
         incidents, to_mend = repairs.follow(
-            repairs.load(incidents_before), mendable, time.time(), unseen, _may_repair(platform)
+            repairs.load(incidents_before), mendable, time.time(), unseen, _may_repair(platform) and not put_off
         )
         wrong = {s: wrong[s] for s in unseen if s in wrong} | {a.sink: a.wrong[:WRONG_KEPT] for a in found if a.wrong}
         return dg.SensorResult(
             asset_events=[dg.AssetCheckEvaluation(**_of_audit(a)) for a in due],
             run_requests=[_resync(to_mend, incidents)] if to_mend else [],
-            skip_reason=None if to_mend else "; ".join(problems) or f"{len(found)} sinks are in Redis",
+            skip_reason=None
+            if to_mend
+            else "; ".join([*problems, *([put_off] if put_off else [])]) or f"{len(found)} sinks are in Redis",
             cursor="\n".join((json.dumps(now), repairs.dump(incidents), json.dumps(wrong))),
         )
 

@@ -121,10 +121,8 @@ def deploy(
     """
     try:
         with platform.engine() as engine:
-            if not is_attended:
-                _check_nobody_has_gone_back(engine)
-                if not platform.settings().follow_breaking_changes:
-                    _check_nothing_breaks(engine, rebuild)
+            if not is_attended and (failure := refusal(engine, rebuild)):
+                raise failure
             plan = engine.apply(rebuild, tell)
             readings = of_relations(engine.status(), pipeline)
     except (EngineUnavailable, StoreUnavailable) as error:
@@ -134,26 +132,36 @@ def deploy(
     return plan, {reading.key[-1]: reading for reading in readings}
 
 
-def _check_nobody_has_gone_back(engine: StreamEngine) -> None:
+def refusal(engine: StreamEngine, rebuild: Collection[str]) -> dg.Failure | None:
+    """Why a run that nobody has asked for deploys nothing; None where it would."""
     if engine.status().get("gone_back"):
-        raise dg.Failure(
+        return dg.Failure(
             "not deployed: somebody has gone back from these files (`recs rollback`) or deployed a part of them (`recs apply "
             "--only`). Materialize by hand or `recs apply` to deploy them all the same, or change them",
             allow_retries=False,
         )
-
-
-def _check_nothing_breaks(engine: StreamEngine, rebuild: Collection[str]) -> None:
-    plan = engine.plan(rebuild)
-    wanted = Pipeline.of(Settings.load())
-    meaning = changes(plan, engine.deployed_pipeline(), wanted, engine.capabilities)
+    settings = Settings.load()
+    if settings.follow_breaking_changes:
+        return None
+    meaning = changes(engine.plan(rebuild), engine.deployed_pipeline(), Pipeline.of(settings), engine.capabilities)
     if broken := [f"{change.name}: {what}" for change in meaning for what in change.breaks]:
-        raise dg.Failure(
+        return dg.Failure(
             "not deployed, for it breaks what reads it, and nobody has asked for this run: materialize it by hand, `recs "
             "apply`, or set RECS_FOLLOW_BREAKING_CHANGES=true",
             metadata={"breaks": dg.MetadataValue.md("\n".join(f"- {line}" for line in broken))},
             allow_retries=False,
         )
+    return None
+
+
+def held_back(platform: Platform, rebuild: Collection[str]) -> str:
+    """Why a repair would come to nothing just now and is put off, "" where it would not."""
+    try:
+        with platform.engine() as engine:
+            failure = refusal(engine, rebuild)
+    except RecsError as error:
+        return str(error)
+    return str(failure.description) if failure else ""
 
 
 def _materialized(relation: Relation, plan: Plan, reading: Reading | None) -> dg.MaterializeResult[Any]:
