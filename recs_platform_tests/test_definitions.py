@@ -17,9 +17,11 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from recs_platform.audit import audit as audited
 from recs_platform.catalog import ensure_catalog
+from recs_platform.cli import main
 from recs_platform.definitions import defs
 from recs_platform.defs import catalog, health, stream
 from recs_platform.defs.observe import observer
@@ -418,6 +420,22 @@ def test_a_sink_that_stays_wrong_is_written_anew_once(shop: Shop, monkeypatch: p
     with connect() as engine:
         eventually(lambda: not any(a.problem for a in audited(engine, pipeline, shop.redis_url, None)))
     assert {key: row["name"] for key, row in shop.documents("products").items()} == {"p1": "One", "p2": "Two"}
+
+
+def test_the_command_repairs_what_is_wrong_and_deploys_nothing_else(shop: Shop) -> None:
+    shop.sql("INSERT INTO product_catalog (product_id, name) VALUES ('p1', 'One')")
+    eventually(lambda: len(shop.documents("products")) == 1)
+    version, view = shop.redis.get("recs:products"), shop.settings.sql_dir / "trending_products.sql"
+    shop.redis.delete(f"recs:products:{version}:p1")
+    before = view.read_text()
+    view.write_text(before.replace("rank <= 10", "rank <= 5"))
+    refused = CliRunner().invoke(main, ["audit", "products_sink", "--repair"])
+    assert refused.exit_code != 0
+    assert "nothing is repaired" in refused.output
+    assert "(trending_products, trending_products_sink)" in refused.output
+    view.write_text(before)
+    assert CliRunner().invoke(main, ["audit", "products_sink", "--repair"]).exit_code == 0
+    assert list(shop.documents("products")) == ["p1"]
 
 
 def test_a_key_that_was_wrong_is_looked_at_again_until_it_is_right(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

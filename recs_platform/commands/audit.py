@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 
 import click
@@ -15,7 +16,7 @@ from recs_platform.audit import Audit
 from recs_platform.audit import audit as audited
 from recs_platform.commands.reporting import reported
 from recs_platform.engines import connect
-from recs_platform.errors import SettingsError
+from recs_platform.errors import EngineError, SettingsError
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.settings import Settings
 
@@ -39,6 +40,7 @@ def audit(context: click.Context, sinks: tuple[str, ...], repair: bool, as_json:
         if repair and (ill := [a.sink for a in found if a.can_be_mended]):
             click.echo(f"writing {', '.join(ill)} anew", err=True)
             with connect(settings) as engine:
+                _check_nothing_else(engine.plan().creates - set(ill))
                 engine.apply(ill)
             found = _audits(settings, sinks)
     if as_json:
@@ -46,6 +48,14 @@ def audit(context: click.Context, sinks: tuple[str, ...], repair: bool, as_json:
     else:
         _print(found)
     context.exit(1 if any(a.problem for a in found) else 0)
+
+
+def _check_nothing_else(waiting: Collection[str]) -> None:
+    if waiting:
+        raise EngineError(
+            f"nothing is repaired, for what is deployed is not what sql/ says, and would be as well ({', '.join(sorted(waiting))}): "
+            "`recs plan` shows what differs, `recs apply` deploys it"
+        )
 
 
 def _audits(settings: Settings, names: tuple[str, ...]) -> list[Audit]:
