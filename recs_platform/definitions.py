@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import dagster as dg
 
-from recs_platform.defs import canary, catalog, events, health, observe, repairs, resources, retention, stream
+from recs_platform.defs import (
+    canary,
+    catalog,
+    dead_letters,
+    event_drift,
+    health,
+    observe,
+    repairs,
+    resources,
+    retention,
+    stream,
+)
+
+FACES = (resources, stream, observe, health, canary, catalog, event_drift, dead_letters, repairs, retention)
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    return dg.Definitions.merge(
-        *(
-            module.definitions()
-            for module in (resources, stream, observe, health, canary, catalog, events, repairs, retention)
-        )
-    )
+    return dg.Definitions.merge(*(face.definitions() for face in FACES))

@@ -18,7 +18,7 @@ from recs_platform import resend as resending
 from recs_platform.cli import main
 from recs_platform.commands.dead_letters import shown
 from recs_platform.dead_letters import Choice, groups, letters, origins, recent, share_wanted
-from recs_platform.defs import events
+from recs_platform.defs import dead_letters as definitions
 from recs_platform.defs.resources import Platform
 from recs_platform.engines.base import StreamEngine
 from recs_platform.engines.local.client import LocalEngine
@@ -123,8 +123,8 @@ def test_the_check_is_red_while_too_many_come(
 ) -> None:
     monkeypatch.setattr(Platform, "settings", lambda self: shop.settings)
     monkeypatch.setattr(Platform, "engine", lambda self, timeout: nullcontext(engine))
-    monkeypatch.setattr(events, "WHILE_THEY_COME", 10**9)
-    watcher, cursor = events.watcher(Pipeline.of(shop.settings)), None
+    monkeypatch.setattr(definitions, "WHILE_THEY_COME", 10**9)
+    watcher, cursor = definitions.watcher(Pipeline.of(shop.settings)), None
     for told in (["purchases_raw", "user_activity_raw"], []):
         with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:
             result = watcher(context)

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from recs_platform.defs import events
+from recs_platform.defs import event_drift as definitions
 from recs_platform.defs.resources import Platform
 from recs_platform.event_drift import HALF_LIFE, FieldDrift, What, drifts, fields_read, learned, profile, sample
 from recs_platform.events import EventProducer
@@ -108,7 +108,7 @@ def test_the_fields_that_are_read_are_those_of_the_lineage() -> None:
 @pytest.fixture
 def topics(kafka_servers: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     """The pipeline over topics of the test's own; no period begins meanwhile after which what is no news is told again."""
-    monkeypatch.setattr(events, "AT_LEAST_EVERY", 10**9)
+    monkeypatch.setattr(definitions, "AT_LEAST_EVERY", 10**9)
     ensure_topics(kafka_servers, [topic_prefix + "user_activity", topic_prefix + "purchases"], 2)
     texts = {
         relation.name: relation.text.replace("topic = '", f"topic = '{topic_prefix}")
@@ -128,7 +128,7 @@ def send(servers: str, topic: str, payloads: list[bytes]) -> None:
 
 def tick(pipeline: Pipeline, cursor: str | None) -> tuple[dict[str, dg.AssetCheckEvaluation], str]:
     with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:
-        result = events.watcher(pipeline)(context)
+        result = definitions.watcher(pipeline)(context)
     assert isinstance(result, dg.SensorResult)
     found = {e.asset_key.to_user_string(): e for e in result.asset_events if isinstance(e, dg.AssetCheckEvaluation)}
     return found, result.cursor or ""
@@ -159,7 +159,7 @@ def test_the_check_by_hand_compares_with_the_oldest_messages(
     topic = topic_prefix + "user_activity"
     send(kafka_servers, topic, [*messages(600), *messages(600, 300, product_id=None)])
     result = dg.materialize(
-        [events.checks(topics)], resources={"platform": Platform()}, selection=dg.AssetSelection.all_asset_checks()
+        [definitions.checks(topics)], resources={"platform": Platform()}, selection=dg.AssetSelection.all_asset_checks()
     )
     passed = {e.asset_key.to_user_string(): e.passed for e in result.get_asset_check_evaluations()}
     assert passed == {"user_activity_raw": False, "purchases_raw": True}

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from recs_platform.commands.status import _gaps
-from recs_platform.defs import events
+from recs_platform.defs import dead_letters as definitions
 from recs_platform.defs.resources import Platform
 from recs_platform.engines.base import StreamEngine
 from recs_platform.engines.local.database import RESETS_KEPT, TickInput
@@ -54,9 +54,11 @@ def evaluated(engine: StreamEngine, shop: Shop, cursor: str | None = None) -> tu
     ):
         patched.setattr(Platform, "settings", lambda self: shop.settings)
         patched.setattr(Platform, "engine", lambda self, timeout: nullcontext(engine))
-        result = events.watcher(Pipeline.of(shop.settings))(context)
+        result = definitions.watcher(Pipeline.of(shop.settings))(context)
     assert isinstance(result, dg.SensorResult)
-    found = [e for e in result.asset_events if isinstance(e, dg.AssetCheckEvaluation) and e.check_name == events.GAPS]
+    found = [
+        e for e in result.asset_events if isinstance(e, dg.AssetCheckEvaluation) and e.check_name == definitions.GAPS
+    ]
     return {e.asset_key.to_user_string(): e for e in found}, result.cursor
 
 

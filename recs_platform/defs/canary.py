@@ -1,6 +1,5 @@
 """Canaries through the whole path, as an asset check on the sinks they come out of, and as a plot over time."""
 
-import json
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from recs_platform.canary import Flight, fly, remember
+from recs_platform.defs.news import News
 from recs_platform.defs.resources import Platform
 from recs_platform.errors import RecsError
 from recs_platform.health import State
@@ -74,12 +74,15 @@ def sender(pipeline: Pipeline) -> dg.SensorDefinition:
         except RecsError as error:
             return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
         remember(settings.state_dir, flights)
-        said = _said(flights, trouble)
+        news, now = News.load(context.cursor), time.time()
         found = [_judged(flight, trouble) for flight in flights]
+        lost = sorted((flight.sink, trouble.explains(flight)) for flight in flights if flight.seconds is None)
         return dg.SensorResult(
-            asset_events=[dg.AssetCheckEvaluation(**judged) for judged in found] if said != context.cursor else [],
+            asset_events=[dg.AssetCheckEvaluation(**judged) for judged in found]
+            if news.is_news(CHECK, lost, now, AT_LEAST_EVERY)
+            else [],
             skip_reason="; ".join(judged["description"] for judged in found),
-            cursor=said,
+            cursor=news.dump(),
         )
 
     return canary
@@ -103,11 +106,6 @@ def _trouble(settings: Settings, pipeline: Pipeline, flights: Sequence[Flight]) 
     report = look_and_remember(settings, pipeline)
     behind = tuple(label(cause.blame) for cause in report.causes) if report.state is State.BEHIND else ()
     return _Trouble(behind, report.engine.get("held_up_until", 0.0))
-
-
-def _said(flights: Sequence[Flight], trouble: _Trouble) -> str:
-    lost = sorted((flight.sink, trouble.explains(flight)) for flight in flights if flight.seconds is None)
-    return json.dumps([lost, int(time.time() // AT_LEAST_EVERY)])
 
 
 def _judged(flight: Flight, trouble: _Trouble) -> dict[str, Any]:

@@ -3,13 +3,13 @@ that has a lost replication slot retaken."""
 
 import time
 from collections.abc import Iterator, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import dagster as dg
 
 from recs_platform import repairs
-from recs_platform.catalog_watch import Memory, Report, look
+from recs_platform.catalog_watch import Memory, look
+from recs_platform.defs.news import News
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.stream import REBUILD, held_back
 from recs_platform.errors import RecsError
@@ -78,16 +78,17 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
             report = look(pipeline, columns(platform, pipeline), Memory.load(remembered or None), follow)
         except RecsError as error:
             return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
-        said = f"{_digest(report)} {int(time.time() // AT_LEAST_EVERY)}"
+        news, now = News.load(told), time.time()
+        is_news = news.is_news(CHECK, [str(drift) for drift in report.drifts], now, AT_LEAST_EVERY)
         return dg.SensorResult(
             asset_events=[
                 dg.AssetCheckEvaluation(**_judged(copy.name, report.of(copy.name))) for copy in copies(pipeline)
             ]
-            if said != told
+            if is_news
             else [],
             run_requests=[_rebuild(report.rebuild)] if report.rebuild else [],
             skip_reason=None if report.rebuild else f"{len(report.drifts)} differences",
-            cursor=f"{said}\n{report.memory.dump()}",
+            cursor=f"{news.dump()}\n{report.memory.dump()}",
         )
 
     return schema_change
@@ -175,7 +176,3 @@ def _evidence(found: Sequence[Drift]) -> dict[str, dg.MetadataValue[Any]]:
     if others:
         evidence["notes"] = dg.MetadataValue.text("\n".join(map(str, others)))
     return evidence
-
-
-def _digest(report: Report) -> str:
-    return blake2b(repr([str(drift) for drift in report.drifts]).encode(), digest_size=8).hexdigest()

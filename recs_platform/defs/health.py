@@ -11,6 +11,7 @@ import dagster as dg
 
 from recs_platform import repairs
 from recs_platform.audit import NOTHING, Audit, audit
+from recs_platform.defs.news import News
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.specs import shows_otherwise
 from recs_platform.defs.stream import RESYNC, held_back
@@ -85,20 +86,17 @@ def view_freshness(pipeline: Pipeline) -> dg.SensorDefinition:
         """Evaluates the check `freshness` when a state changes or a run has said otherwise, and every quarter of an hour."""
         report = look_and_remember(platform.settings(), pipeline)
         ours = [finding for finding in report.findings if finding.key[0] in pipeline.relations]
-        before = _told(context.cursor)
-        period = int(time.time() // AT_LEAST_EVERY)
-        now = {f.key[0]: f"{_severity(f).value} {f.state} {label(f.blame)} {period}" for f in ours}
+        news, now = News.load(context.cursor), time.time()
         due = [
             f
             for f in ours
-            if before.get(f.key[0]) != now[f.key[0]]
+            if news.is_news(f.key[0], (_severity(f).value, f.state, f.blame), now, AT_LEAST_EVERY)
             or shows_otherwise(context.instance, dg.AssetKey(f.key), FRESHNESS, f.state.is_well)
         ]
-        cursor = json.dumps(now)
         return dg.SensorResult(
             asset_events=[dg.AssetCheckEvaluation(**_of_finding(finding)) for finding in due],
             skip_reason=summary(report),
-            cursor=cursor,
+            cursor=news.dump(),
         )
 
     return sensor
@@ -108,14 +106,6 @@ def summary(report: Report) -> str:
     """How many boxes are in each state, and each cause of trouble once."""
     causes = dict.fromkeys(f"{label(cause.blame)}: {cause.words}" for cause in report.causes)
     return "; ".join([report.counts, *causes])
-
-
-def _told(text: str | None) -> dict[str, Any]:
-    try:
-        found = json.loads(text or "{}")
-        return found if isinstance(found, dict) else {}
-    except ValueError:
-        return {}
 
 
 def _of_finding(finding: Finding) -> dict[str, Any]:
@@ -203,14 +193,12 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
         What is ill at two looks and can be mended starts one run of `resync_sinks`, where the settings allow it."""
         told, _, remembered = (context.cursor or "").partition("\n")
         incidents_before, _, wrong_before = remembered.partition("\n")
-        before, wrong = _told(told), _wrong(wrong_before)
-        period = int(time.time() // AT_LEAST_EVERY)
+        news, wrong, now = News.load(told), _wrong(wrong_before), time.time()
         found = _audits(partial(audited, platform, pipeline, wrong), pipeline)
-        now = {a.sink: f"{a.kind} {period}" for a in found}
         due = [
             a
             for a in found
-            if before.get(a.sink) != now[a.sink]
+            if news.is_news(a.sink, a.kind, now, AT_LEAST_EVERY)
             or shows_otherwise(context.instance, dg.AssetKey(a.sink), IN_REDIS, not a.problem)
         ]
         problems = dict.fromkeys(f"{a.sink}: {a.problem}" for a in found if a.problem)
@@ -218,7 +206,7 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
         put_off = held_back(platform, mendable) if mendable else ""
         unseen = [a.sink for a in found if not a.is_known]
         incidents, to_mend = repairs.follow(
-            repairs.load(incidents_before), mendable, time.time(), unseen, _may_repair(platform) and not put_off
+            repairs.load(incidents_before), mendable, now, unseen, _may_repair(platform) and not put_off
         )
         wrong = {s: wrong[s] for s in unseen if s in wrong} | {a.sink: a.wrong[:WRONG_KEPT] for a in found if a.wrong}
         return dg.SensorResult(
@@ -227,7 +215,7 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
             skip_reason=None
             if to_mend
             else "; ".join([*problems, *([put_off] if put_off else [])]) or f"{len(found)} sinks are in Redis",
-            cursor="\n".join((json.dumps(now), repairs.dump(incidents), json.dumps(wrong))),
+            cursor="\n".join((news.dump(), repairs.dump(incidents), json.dumps(wrong))),
         )
 
     return sensor
@@ -235,7 +223,10 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
 
 def _wrong(text: str) -> dict[str, Sequence[str]]:
     """Of each sink the keys that were wrong at the last look."""
-    return {sink: list(map(str, found)) for sink, found in _told(text).items() if isinstance(found, list)}
+    try:
+        return {sink: list(map(str, found)) for sink, found in json.loads(text or "{}").items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _may_repair(platform: Platform) -> bool:

@@ -1,0 +1,164 @@
+"""Messages that did not get in: checks on the source of each topic that say how many cannot be used, and how many were gone before
+they were read."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from recs_platform.dead_letters import MOST_REASONS, Recent, kept_of, recent, share_wanted
+from recs_platform.defs.news import News
+from recs_platform.defs.resources import Platform
+from recs_platform.engines.status import Status
+from recs_platform.errors import RecsError
+from recs_platform.pipeline import Pipeline
+from recs_platform.readings import gap_in_words
+from recs_platform.settings import Settings
+
+EVERY = 60  # seconds between looks
+AT_LEAST_EVERY = 3600  # seconds between evaluations that say the same
+WHILE_THEY_COME = 300  # seconds between evaluations while dead letters do
+ENGINE_SECONDS = 10.0
+LETTERS, GAPS = "dead_letters", "messages_lost"
+
+
+@dg.definitions
+def definitions() -> dg.Definitions:
+    pipeline = Pipeline.of(Settings.load())
+    return dg.Definitions(asset_checks=[letter_checks(pipeline), gap_checks(pipeline)], sensors=[watcher(pipeline)])
+
+
+def letter_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
+    specs = [
+        dg.AssetCheckSpec(
+            LETTERS,
+            asset=dg.AssetKey(pipeline.topics[topic].name),
+            description=f"Which share of what has come on {topic} in the last five minutes cannot be used, and why.",
+        )
+        for topic in kept_of(pipeline)
+    ]
+
+    @dg.multi_asset_check(specs=specs, can_subset=True)
+    def dead_letters(
+        context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> Iterator[dg.AssetCheckResult]:
+        """Counts the letters that are kept, and the messages in Kafka, by the messages' own timestamps."""
+        try:
+            with platform.engine(ENGINE_SECONDS) as engine:
+                found = recent(
+                    engine, pipeline, engine.status(), platform.settings().require("kafka_bootstrap_servers")
+                )
+        except RecsError as error:
+            raise dg.Failure(str(error)) from error
+        for of_topic in found:
+            result = _judged_letters(pipeline, of_topic)
+            if dg.AssetCheckKey(result["asset_key"], LETTERS) in context.selected_asset_check_keys:
+                yield dg.AssetCheckResult(**result)
+
+    return dead_letters
+
+
+def gap_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
+    specs = [
+        dg.AssetCheckSpec(
+            GAPS,
+            asset=dg.AssetKey(source.name),
+            description=f"Whether all that was sent to {topic} within a day was still there when it was read.",
+        )
+        for topic, source in pipeline.topics.items()
+    ]
+
+    @dg.multi_asset_check(specs=specs, can_subset=True)
+    def messages_lost(
+        context: dg.AssetCheckExecutionContext, platform: dg.ResourceParam[Platform]
+    ) -> Iterator[dg.AssetCheckResult]:
+        """By what the engine noted when it read on."""
+        try:
+            with platform.engine(ENGINE_SECONDS) as engine:
+                status = engine.status()
+        except RecsError as error:
+            raise dg.Failure(str(error)) from error
+        for result in _judged_gaps(pipeline, status):
+            if dg.AssetCheckKey(result["asset_key"], GAPS) in context.selected_asset_check_keys:
+                yield dg.AssetCheckResult(**result)
+
+    return messages_lost
+
+
+def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="dead_letters",
+        target=None,
+        minimum_interval_seconds=EVERY,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Counts the messages of each topic that cannot be used, and those that were gone before they were read.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
+        """Evaluates the checks `dead_letters` and `messages_lost` when they turn well or ill, every few minutes while letters come,
+        and every hour."""
+        news, now = News.load(context.cursor), time.time()
+        events = list[dg.AssetCheckEvaluation]()
+        try:
+            with platform.engine(ENGINE_SECONDS) as engine:
+                status = engine.status()
+                for result in _judged_gaps(pipeline, status):
+                    if news.is_news(f"{GAPS} {result['asset_key']}", result["description"], now, AT_LEAST_EVERY):
+                        events.append(dg.AssetCheckEvaluation(**result))
+                letters = recent(engine, pipeline, status, platform.settings().require("kafka_bootstrap_servers"))
+        except RecsError as error:
+            return dg.SensorResult(asset_events=events, skip_reason=str(error), cursor=news.dump())
+        for found in letters:
+            result = _judged_letters(pipeline, found)
+            every = WHILE_THEY_COME if found.letters else AT_LEAST_EVERY
+            if news.is_news(f"{LETTERS} {result['asset_key']}", result["passed"], now, every):
+                events.append(dg.AssetCheckEvaluation(**result))
+        words = "; ".join(f"{found.topic}: {found.letters} dead letters" for found in letters)
+        return dg.SensorResult(asset_events=events, skip_reason=words, cursor=news.dump())
+
+    return sensor
+
+
+def _judged_gaps(pipeline: Pipeline, status: Status) -> Iterator[dict[str, Any]]:
+    """Of each topic what a result of a run and an evaluation of a sensor both take."""
+    gaps = {reset["topic"]: reset for reset in status.get("resets", ())}
+    for topic, source in pipeline.topics.items():
+        lost = gaps[topic]["lost"] if topic in gaps else 0
+        metadata: dict[str, dg.MetadataValue[Any]] = {"messages": dg.MetadataValue.int(lost)}
+        if lost:
+            metadata["next"] = dg.MetadataValue.text(
+                "Send them again from where they came from, if that still has them."
+            )
+        yield {
+            "asset_key": dg.AssetKey(source.name),
+            "check_name": GAPS,
+            "passed": lost == 0,
+            "severity": dg.AssetCheckSeverity.WARN,
+            "description": gap_in_words(gaps[topic]) if topic in gaps else "it was read without a gap",
+            "metadata": metadata,
+        }
+
+
+def _judged_letters(pipeline: Pipeline, found: Recent) -> dict[str, Any]:
+    """As `_judged_gaps`."""
+    source = pipeline.topics[found.topic]
+    wanted = share_wanted(source)
+    evidence: dict[str, dg.MetadataValue[Any]] = {
+        "share": dg.MetadataValue.float(round(found.share, 4)),
+        "dead letters": dg.MetadataValue.int(found.letters),
+        "messages": dg.MetadataValue.int(found.messages),
+    }
+    if found.letters:
+        rows = [dg.TableRecord({"reason": reason, "messages": count}) for reason, count in found.reasons[:MOST_REASONS]]
+        evidence["reasons"] = dg.MetadataValue.table(rows)
+        evidence["next"] = dg.MetadataValue.text(
+            "`recs dead-letters` shows one of each; `recs dead-letters replay` sends back what can be put right"
+        )
+    return {
+        "asset_key": dg.AssetKey(source.name),
+        "check_name": LETTERS,
+        "passed": found.share <= wanted,
+        "severity": dg.AssetCheckSeverity.WARN,
+        "description": f"of the last five minutes: {found}; up to {wanted:.1%} are no trouble",
+        "metadata": evidence,
+    }
