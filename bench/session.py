@@ -23,8 +23,8 @@ from bench.options import Options
 from bench.stack import Engine, Servers, await_pointers, remove
 from bench.tail import Tail, send_with_tail
 from bench.traffic import Population, Traffic, history, micros
+from recs_platform.awaiting import wait_until
 from recs_platform.serving import keys
-from recs_platform.stack.process import wait_until
 
 SINKS = (keys.USER_RECOMMENDATIONS, keys.TRENDING_PRODUCTS, keys.PRODUCTS)
 PRELOAD_HOURS = 24.0

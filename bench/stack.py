@@ -19,6 +19,7 @@ import redis
 
 from bench.machine import measured_cores, on_cores
 from bench.traffic import Population, products, shoppers
+from recs_platform.awaiting import wait_until
 from recs_platform.catalog import connected, seed
 from recs_platform.engines.local.client import LocalEngine
 from recs_platform.engines.status import Status
@@ -27,7 +28,7 @@ from recs_platform.serving import keys
 from recs_platform.settings import Settings
 from recs_platform.stack import control
 from recs_platform.stack.postgres import cluster
-from recs_platform.stack.process import marked, wait_until
+from recs_platform.stack.process import marked
 
 BROKER, STORES = "broker", ("postgres", "valkey")
 UP_SECONDS = 120.0

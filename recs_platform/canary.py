@@ -17,6 +17,7 @@ from uuid import uuid4
 import redis
 from psycopg import sql
 
+from recs_platform.awaiting import wait_until
 from recs_platform.catalog import connected as postgres_at
 from recs_platform.errors import RecsError, SettingsError
 from recs_platform.events import EventProducer
@@ -24,7 +25,6 @@ from recs_platform.pipeline import Pipeline
 from recs_platform.serving import keys
 from recs_platform.serving.connection import connected as redis_at
 from recs_platform.settings import Settings
-from recs_platform.stack.process import wait_until
 from recs_platform.whole_file import keep_whole
 
 WAIT, BETWEEN_LOOKS = 10.0, 0.01  # seconds

@@ -192,7 +192,7 @@ def equalities(select: exp.Select) -> set[frozenset[str]]:
     pairs = [
         {condition.left.sql(), condition.right.sql()}
         for join in select.args.get("joins") or []
-        for condition in _conjuncts(join.args.get("on"))
+        for condition in conjuncts(join.args.get("on"))
         if isinstance(condition, exp.EQ)
     ]
     classes: list[set[str]] = []
@@ -202,15 +202,11 @@ def equalities(select: exp.Select) -> set[frozenset[str]]:
     return {frozenset((a, b)) for c in classes for a in c for b in c if a != b}
 
 
-def _conjuncts(condition: exp.Expr | None) -> list[exp.Expr]:
+def conjuncts(condition: exp.Expr | None) -> list[exp.Expr]:
+    """The parts of a condition that are joined by AND."""
     if condition is None:
         return []
     return list(condition.flatten()) if isinstance(condition, exp.And) else [condition.unnest()]
-
-
-def conjuncts(condition: exp.Expr | None) -> list[exp.Expr]:
-    """The parts of a condition that are joined by AND."""
-    return _conjuncts(condition)
 
 
 def _named(select: exp.Select, wanted: list[str]) -> tuple[str, ...]:

@@ -15,17 +15,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
-from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from recs_platform.catalog import Product, read_catalog, refused
 from recs_platform.catalog_carrier import CatalogTopics, is_in_topics
 from recs_platform.errors import RecsError, SourceError
 from recs_platform.events import TOPICS, USER_ACTIVITY, Event, EventProducer
-from recs_platform.kafka_address import KafkaAddress
 from recs_platform.settings import FILE, Settings
 from recs_platform.shop import CatalogChange, Change
 from recs_platform.shoppers import Simulator, history
 from recs_platform.signals import stopping_on
+from recs_platform.topic_reader import spans
 from recs_platform.topics import ensure_topics
 
 Stop = Callable[[], bool]
@@ -96,7 +95,7 @@ def prefill(settings: Settings, users: int, seed: int, events: int = HISTORY_EVE
     servers = settings.require("kafka_bootstrap_servers")
     products = _Catalog(settings.require("postgres_url")).read()
     ensure_topics(servers, TOPICS, settings.kafka_partitions)
-    if not _is_empty(servers, USER_ACTIVITY):
+    if any(span.first < span.next for span in spans(servers, USER_ACTIVITY).values()):
         return 0
     sent = 0
     with EventProducer(servers) as producer:
@@ -235,20 +234,6 @@ def _statement(change: CatalogChange) -> tuple[str, tuple[object, ...]]:
         case Change.SOLD_OUT | Change.BACK:
             update = "UPDATE public.product_catalog SET in_stock = %s WHERE product_id = %s"
             return update, (product.in_stock, product.product_id)
-
-
-def _is_empty(servers: str, topic: str) -> bool:
-    """Whether the topic holds no message. Raises `SourceError` when it cannot be told."""
-    address = KafkaAddress.parse(servers)
-    consumer = Consumer(address.for_librdkafka() | {"group.id": "recs-simulator", "enable.auto.commit": False})
-    try:
-        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        ends = [consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10) for number in partitions]
-        return all(low == high for low, high in ends)
-    except KafkaException as error:
-        raise SourceError(f"Kafka at {address.servers}: topic {topic}: {error.args[0].str()}") from None
-    finally:
-        consumer.close()
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import redis
 
+from recs_platform.awaiting import wait_until
 from recs_platform.catalog import Customer, Product, ensure_catalog, read_catalog, read_customers
 from recs_platform.catalog_carrier import CatalogTopics, write_files
 from recs_platform.engines.local.database import Database
@@ -21,7 +22,6 @@ from recs_platform.pipeline import Pipeline
 from recs_platform.serving import keys
 from recs_platform.serving.connection import client
 from recs_platform.settings import CDC, FILE, Settings
-from recs_platform.stack.process import wait_until
 from recs_platform.topics import ensure_topics
 from recs_platform_tests.oracle import Message, Oracle
 from recs_platform_tests.sql_copies import sql_copy

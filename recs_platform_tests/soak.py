@@ -32,6 +32,7 @@ import redis
 from confluent_kafka import KafkaException
 
 from recs_platform.audit import audit
+from recs_platform.awaiting import wait_until
 from recs_platform.engines import connect
 from recs_platform.engines.base import StreamEngine
 from recs_platform.errors import RecsError
@@ -46,7 +47,7 @@ from recs_platform.simulator import prefill, simulate
 from recs_platform.stack import control
 from recs_platform.stack.parts import environment
 from recs_platform.stack.postgres import cluster
-from recs_platform.stack.process import marked, wait_until
+from recs_platform.stack.process import marked
 from recs_platform.topics import admin_client, ensure_topics
 from recs_platform_tests.oracle import Message
 from recs_platform_tests.shop_floor import assert_documents_are_right, documents, oracle_of

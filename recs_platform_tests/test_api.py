@@ -18,13 +18,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from recs_platform.awaiting import wait_until
 from recs_platform.errors import SettingsError
 from recs_platform.health import Finding, State
 from recs_platform.monitor import Report, Watch
 from recs_platform.readings import Reading
 from recs_platform.serving.api import Api, checked_host
 from recs_platform.settings import Settings
-from recs_platform.stack.process import wait_until
 from recs_platform.stack.service import free_port
 from recs_platform_tests.filled_redis import Shop
 from recs_platform_tests.sql_copies import sql_copy

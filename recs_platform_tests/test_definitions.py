@@ -29,7 +29,7 @@ from recs_platform.defs.resources import Platform
 from recs_platform.engines import connect
 from recs_platform.engines.local.client import LocalEngine
 from recs_platform.engines.risingwave.engine import CAPABILITIES
-from recs_platform.engines.status import PartitionStatus
+from recs_platform.engines.status import BACKLOG, PartitionStatus
 from recs_platform.health import Finding, State
 from recs_platform.lineage import Lineage
 from recs_platform.monitor import Report
@@ -462,7 +462,7 @@ def test_rows_are_not_compared_while_the_engine_is_behind(shop: Shop) -> None:
             "topic": "user_activity", "partition": 0, "next_offset": 0, "end_offset": lag, "lag": lag, "lag_seconds": seconds,
         }  # fmt: skip
 
-    assert health._is_behind({"partitions": [waiting(health.MANY, 3.0)]})
+    assert health._is_behind({"partitions": [waiting(BACKLOG, 3.0)]})
     assert health._is_behind({"partitions": [waiting(1, 30.0)]})
     assert not health._is_behind({"partitions": [waiting(0, 30.0), waiting(10, 1.0)]})
     with pytest.MonkeyPatch.context() as patched:

@@ -191,7 +191,7 @@ def test_what_is_not_come_to_in_time_is_not_done_later(shop: Shop, monkeypatch: 
 def test_a_backlog_is_not_written_tick_by_tick(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of what one large tick writes, the next writes over; all is there at its end, or when it has been too long."""
     monkeypatch.setattr(engine_module, "MAX_MESSAGES", 400)
-    monkeypatch.setattr(engine_module, "MANY", 100)
+    monkeypatch.setattr(engine_module, "BACKLOG", 100)
     engine = shop.open()
     shop.settle()
     send(shop, day_of_traffic(3_000))

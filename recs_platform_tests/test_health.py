@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from recs_platform.engines.status import Status
+from recs_platform.engines.status import RelationStatus, Status
 from recs_platform.health import (
     STALLED_AFTER,
     Finding,
@@ -57,6 +57,16 @@ def readings(
 
 def _problem(problems: dict[Key, str], key: Key) -> dict[str, str]:
     return {"problem": problems[key]} if key in problems else {}
+
+
+def but_for(missing: str) -> Status:
+    """Of an engine that has all deployed but one."""
+    relations: list[RelationStatus] = [
+        {"name": r.name, "kind": str(r.kind), "fingerprint": r.fingerprint, "rows": None}
+        for r in PIPELINE
+        if r.name != missing
+    ]
+    return {"relations": relations, "partitions": [], "problems": {}}
 
 
 def judged(
@@ -266,16 +276,7 @@ def test_what_is_new_in_the_files_waits_to_be_deployed_and_what_has_gone_is_brok
 
 
 def test_what_somebody_has_gone_back_from_is_not_broken() -> None:
-    status: Status = {
-        "relations": [
-            {"name": r.name, "kind": str(r.kind), "fingerprint": r.fingerprint, "rows": None}
-            for r in PIPELINE
-            if r.name != "also_bought_sink"
-        ],
-        "partitions": [],
-        "problems": {},
-        "gone_back": True,
-    }
+    status: Status = {**but_for("also_bought_sink"), "gone_back": True}
     others = [reading for reading in readings() if reading.key[0] in ("kafka", "postgres")]
     found, _ = judged([*others, *of_relations(status, PIPELINE)])
     assert found["also_bought_sink",].state is State.UNKNOWN
@@ -362,13 +363,7 @@ def test_a_memory_that_cannot_be_read_is_begun_anew(text: str | None) -> None:
 
 def test_a_version_that_is_being_built_is_told_of_and_nothing_is_wrong() -> None:
     status: Status = {
-        "relations": [
-            {"name": r.name, "kind": str(r.kind), "fingerprint": r.fingerprint, "rows": None}
-            for r in PIPELINE
-            if r.name != "also_bought_sink"
-        ],
-        "partitions": [],
-        "problems": {},
+        **but_for("also_bought_sink"),
         "building": {"trending_products__12345678": "Snapshot [50.00%]", "also_bought_sink__12345678_2": "just begun"},
     }
     others = [reading for reading in readings() if reading.key[0] in ("kafka", "postgres")]

@@ -24,6 +24,7 @@ import pytest
 from click.testing import CliRunner
 from psycopg import sql
 
+from recs_platform.awaiting import wait_until
 from recs_platform.catalog import Product, ensure_catalog, read_catalog, seed
 from recs_platform.commands.traffic import simulate as simulate_command
 from recs_platform.errors import SourceError
@@ -34,7 +35,7 @@ from recs_platform.shoppers import Simulator, history
 from recs_platform.simulator import Progress, prefill, simulate
 from recs_platform.stack.broker import broker
 from recs_platform.stack.postgres import Cluster
-from recs_platform.stack.process import running, wait_until
+from recs_platform.stack.process import running
 from recs_platform.stack.service import free_port
 from recs_platform_tests.test_events import consumed
 

@@ -18,12 +18,13 @@ import pytest
 import redis
 from confluent_kafka.admin import AdminClient
 
+from recs_platform.awaiting import wait_until
 from recs_platform.errors import StackError
 from recs_platform.settings import LOCAL, RISINGWAVE, Settings
 from recs_platform.stack import process
 from recs_platform.stack.parts import PARTS, chosen, services
 from recs_platform.stack.postgres import cluster, postgres
-from recs_platform.stack.process import last_lines, marked, running, wait_until
+from recs_platform.stack.process import last_lines, marked, running
 from recs_platform.stack.service import Service, free_port, is_free
 from recs_platform.stack.state import PartState, StackState, State, load, save, secret, supervising, supervisor_pid
 

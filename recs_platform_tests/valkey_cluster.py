@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import psutil
 import redis
 
-from recs_platform.stack.process import running, wait_until
+from recs_platform.awaiting import wait_until
+from recs_platform.stack.process import running
 from recs_platform.stack.service import Service, free_port
 from recs_platform.stack.valkey import valkey
 

@@ -23,13 +23,14 @@ from bench.session import Preloaded, Session
 from bench.stack import Engine, live_versions
 from bench.tail import Tail
 from bench.traffic import products
+from recs_platform.awaiting import wait_until
 from recs_platform.engines.local.client import LocalEngine
 from recs_platform.errors import StackError
 from recs_platform.serving import keys
 from recs_platform.settings import Settings, project_root
 from recs_platform.stack import parts
 from recs_platform.stack.postgres import cluster, postgres
-from recs_platform.stack.process import Running, marked, running, wait_until
+from recs_platform.stack.process import Running, marked, running
 from recs_platform.stack.service import HOST, Service, free_port
 
 PLATFORM, FULL, VIEWS, SETS = "the platform", "the same SQL in full", "PostgreSQL views", "Redis sorted sets"

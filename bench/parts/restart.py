@@ -27,12 +27,12 @@ from bench.session import Preloaded, Session
 from bench.stack import remove
 from bench.stats import Spread, number, percentile
 from bench.traffic import texts
+from recs_platform.awaiting import wait_until
 from recs_platform.serving import keys
 from recs_platform.settings import Settings
 from recs_platform.stack import control
 from recs_platform.stack.dagster import DAEMON, WEBSERVER
 from recs_platform.stack.parts import PARTS
-from recs_platform.stack.process import wait_until
 
 AIM = 10.0  # seconds
 RECS = (sys.executable, "-c", "from recs_platform.cli import main; main()")

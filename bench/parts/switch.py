@@ -18,11 +18,11 @@ from bench.report import Figure, Section, keep_samples
 from bench.session import Preloaded, Session
 from bench.stack import live_versions
 from bench.stats import number, percentile
+from recs_platform.awaiting import wait_until
 from recs_platform.errors import RecsError
 from recs_platform.serving import keys
 from recs_platform.serving.store import RecommendationStore
 from recs_platform.settings import default_sql_dir
-from recs_platform.stack.process import wait_until
 
 EDITS: Mapping[str, tuple[str, str, str]] = {
     "user_recommendations": ("'$[0 to 19]'", "'$[0 to 14]'", keys.USER_RECOMMENDATIONS),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -13,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from recs_platform.commands.reporting import reported
 from recs_platform.errors import RecsError
 from recs_platform.settings import LOCAL, RISINGWAVE, Settings
 from recs_platform.signals import stopping_on
@@ -64,7 +63,7 @@ def up(
         "RECS_RISINGWAVE_URL": risingwave_url,
     }
     given = {name: str(value) for name, value in options.items() if value is not None}
-    with _reported():
+    with reported():
         chosen = {"engine": engine, "risingwave_url": risingwave_url}
         wanted = Settings.load(None, **{name: value for name, value in chosen.items() if value})
         if wanted.engine == RISINGWAVE:
@@ -89,7 +88,7 @@ def up(
 @click.command()
 def down() -> None:
     """Stop everything `recs up` started, and leave no process behind. The data stays."""
-    with _reported():
+    with reported():
         if not _stop(Settings.load().state_dir):
             click.echo("Nothing was running.")
 
@@ -167,14 +166,6 @@ def _stop(state_dir: Path) -> bool:
 def _stop_on_signals() -> threading.Event:
     """Set by ctrl-C, by SIGTERM and by the terminal going away; a second ctrl-C does not cut the stopping short."""
     return stopping_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    try:
-        yield
-    except RecsError as error:
-        raise click.ClickException(str(error)) from None
 
 
 def _line(part: PartState) -> str:

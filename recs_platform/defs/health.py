@@ -15,7 +15,7 @@ from recs_platform.defs.news import News
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.specs import shows_otherwise
 from recs_platform.defs.stream import RESYNC, held_back
-from recs_platform.engines.status import Status
+from recs_platform.engines.status import BACKLOG, Status
 from recs_platform.errors import RecsError
 from recs_platform.health import FRESHNESS_SECONDS, Finding, State
 from recs_platform.lineage import label
@@ -29,7 +29,6 @@ LONG_BEHIND = 300  # seconds
 AT_LEAST_EVERY = 900  # seconds between evaluations that say the same
 CRON = "*/30 * * * *"
 REDIS_ENGINE_SECONDS = 20.0
-MANY = 5_000  # messages that wait: Redis is written now and then only
 WRONG_KEPT = 50  # keys of a sink that are looked at again
 
 Keys = Mapping[str, Sequence[str]]
@@ -157,7 +156,7 @@ def audited(platform: Platform, pipeline: Pipeline, again: Keys = NOTHING) -> li
 
 def _is_behind(status: Status) -> bool:
     waiting = [partition for partition in status["partitions"] if partition["lag"]]
-    return sum(p["lag"] for p in waiting) >= MANY or any(p["lag_seconds"] > FRESHNESS_SECONDS for p in waiting)
+    return sum(p["lag"] for p in waiting) >= BACKLOG or any(p["lag_seconds"] > FRESHNESS_SECONDS for p in waiting)
 
 
 def redis_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+BACKLOG = 5_000
+"""Messages that wait from which on the local engine writes Redis only now and then: what one tick writes, the next writes over."""
+
 
 class PartitionStatus(TypedDict):
     """How far a partition is read: `lag` in messages, `lag_seconds` at most how old the oldest of them is."""

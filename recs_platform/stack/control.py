@@ -10,10 +10,11 @@ from pathlib import Path
 
 import psutil
 
+from recs_platform.awaiting import wait_until
 from recs_platform.errors import StackError
 from recs_platform.settings import ENDPOINTS_FILE, project_root
 from recs_platform.stack.parts import PARTS, chosen
-from recs_platform.stack.process import SUPERVISOR, Running, last_lines, start, stop_everything, wait_until
+from recs_platform.stack.process import SUPERVISOR, Running, last_lines, start, stop_everything
 from recs_platform.stack.service import Service
 from recs_platform.stack.state import LOG_DIR, PartState, StackState, State, load, save, supervisor_pid
 

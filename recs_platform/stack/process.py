@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 import psutil
 from click import unstyle
 
+from recs_platform.awaiting import wait_until
 from recs_platform.errors import StackError
 from recs_platform.stack.service import Service
 
@@ -155,16 +155,6 @@ def last_lines(log: Path, lines: int = 15) -> str:
         return "\n".join(text.splitlines()[-lines:])
     except OSError:
         return ""
-
-
-def wait_until(condition: Callable[[], bool], seconds: float, interval: float = 0.05) -> bool:
-    """Polls until the condition holds; False when it still does not after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(interval)
-    return True
 
 
 @contextmanager

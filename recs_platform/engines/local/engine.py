@@ -20,13 +20,13 @@ from recs_platform.choice import narrowed
 from recs_platform.engines.local.catalog_files import FileFeed
 from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed
 from recs_platform.engines.local.changes import CatalogTable
-from recs_platform.engines.local.database import MANY, Database, TickInput
+from recs_platform.engines.local.database import Database, TickInput
 from recs_platform.engines.local.intake import Intake, KafkaIntake, PartitionLag
 from recs_platform.engines.local.meter import Meter
 from recs_platform.engines.local.redis_sink import RedisSink
 from recs_platform.engines.local.tick_size import TickSize
 from recs_platform.engines.local.waiting import Waiting
-from recs_platform.engines.status import PartitionStatus
+from recs_platform.engines.status import BACKLOG, PartitionStatus
 from recs_platform.errors import EngineError, SourceError
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan
@@ -494,7 +494,7 @@ def _rest(took: float, taken: int) -> float:
 
 def _is_backlog(messages: Intake) -> bool:
     """Whether a large tick's worth has come and as much waits."""
-    return min(messages.count, sum(lag.lag for lag in messages.lags)) >= MANY
+    return min(messages.count, sum(lag.lag for lag in messages.lags)) >= BACKLOG
 
 
 def _has_read(ends: dict[tuple[str, int], int], messages: Intake) -> bool:
