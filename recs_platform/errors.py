@@ -42,7 +42,7 @@ class QueryError(EngineError):
 
 
 class SourceError(EngineError):
-    """A Kafka topic or the catalog cannot be read as the pipeline says."""
+    """A topic, the catalog or a file of it cannot be read, or holds something else than what is wanted."""
 
 
 class ServingError(RecsError):
