@@ -6,8 +6,10 @@ Run against the embedded broker, or the real Kafka of $RECS_TEST_KAFKA.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -397,6 +399,29 @@ def test_transactions_are_read_once_committed_and_their_marks_are_no_lag(
     assert [payload for _, _, payload in taken.until_read(1)] == [b"kept"]
     until(lambda: bool(taken.poll()) and intake.lag()[0].next_offset == 4)
     assert intake.lag()[0].lag == 0
+
+
+def test_what_flows_is_not_taken_for_held_back(
+    kafka_servers: str, topic: str, intake: KafkaIntake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each look there is a little more than what the last fetch brought."""
+    monkeypatch.setattr(intake_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(intake_module, "HELD_SECONDS", 0.0)
+    stop = threading.Event()
+
+    def flow() -> None:
+        producer = Producer({"bootstrap.servers": kafka_servers, "linger.ms": 0})
+        while not stop.is_set():
+            producer.produce(topic, "more", partition=0)
+            producer.flush(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        flowing = pool.submit(flow)
+        found = [intake.poll(0.05) for _ in range(60)]
+        stop.set()
+        flowing.result(30)
+    assert any(lag.lag for taken in found for lag in taken.lags)
+    assert not [words for taken in found for words in taken.of_topics.values() if "transaction" in words]
 
 
 @real_kafka

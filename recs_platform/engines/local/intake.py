@@ -120,8 +120,8 @@ class KafkaIntake:
         self._admin = admin_client(bootstrap_servers)
         self._positions: dict[Partition, Position] = {}
         self._ends: dict[Partition, int] = {}
-        self._stable: dict[Partition, int | None] = {}
-        self._held_since: dict[Partition, float] = {}
+        self._stable: dict[Partition, int | None] = {}  # only where more is there
+        self._held_since: dict[Partition, tuple[int, float]] = {}
         self._found: dict[str, TopicInfo] = {}
         self._out_of_range: frozenset[Partition] = frozenset()
         self._resets: list[TopicReset] = []
@@ -213,11 +213,14 @@ class KafkaIntake:
 
     def _held_by_transactions(self) -> dict[Partition, str]:
         """The partitions read as far as they can be until a producer ends its transaction; with words where it takes long."""
-        now = time.monotonic()
-        held = [at for at, (offset, lag) in self._seen.items() if lag and self._stable.get(at) == offset]
-        self._held_since = {at: self._held_since.get(at, now) for at in held}
+        now, known = time.monotonic(), self._held_since
+        held = {at: offset for at, (offset, lag) in self._seen.items() if lag and self._stable.get(at) == offset}
+        self._held_since = {
+            at: known[at] if known.get(at, (-1,))[0] == offset else (offset, now) for at, offset in held.items()
+        }
         return {
-            at: self._held_in_words(at) if now - since >= HELD_SECONDS else "" for at, since in self._held_since.items()
+            at: self._held_in_words(at) if now - since >= HELD_SECONDS else ""
+            for at, (_, since) in self._held_since.items()
         }
 
     def _held_in_words(self, at: Partition) -> str:
@@ -287,12 +290,13 @@ def _stands(before: tuple[int, int], now: tuple[int, int], in_drops: bool) -> bo
 
 @dataclass(frozen=True)
 class _Batch:
-    """Messages by topic, and where each partition stands after them and ends; up to where no transaction is open."""
+    """Messages by topic, and where each partition stands after them and ends; `stable`: of one where a transaction is open, where
+    that began."""
 
     tables: dict[str, list[pa.Table]]
     next_offsets: dict[Partition, int]
     ends: dict[Partition, int]
-    stable: dict[Partition, int | None]
+    stable: dict[Partition, int]
     out_of_range: frozenset[Partition]
 
     @cached_property
@@ -453,8 +457,10 @@ class _Reader:
         """As the last fetch of each partition told: exact, where the embedded broker's list of offsets is not."""
         return {at: self._consumer.highwater(partition) or 0 for at, partition in self._partitions.items()}
 
-    def _stable(self) -> dict[Partition, int | None]:
-        return {at: self._consumer.last_stable_offset(partition) for at, partition in self._partitions.items()}
+    def _stable(self) -> dict[Partition, int]:
+        """The partitions that hold more than may be read as yet, and how far that is, as the last fetch told both."""
+        found = {at: self._consumer.last_stable_offset(partition) for at, partition in self._partitions.items()}
+        return {at: stable for at, stable in found.items() if stable is not None and stable < self._ends()[at]}
 
 
 def _joined(batches: Sequence[_Batch]) -> _Batch:
