@@ -250,8 +250,10 @@ def _watchers(report: Report) -> Iterator[Text]:
 
 def _boxes(report: Report) -> Iterator[RenderableType]:
     yield Text(f"boxes: {report.counts}")
-    for finding in (f for f in report.findings if f.state is Health.REBUILDING):
-        yield Text(f"{label(finding.key)}: {finding.words}", "dim")
+    for finding in report.findings:
+        is_awaited = finding.state is Health.UNKNOWN and finding.next and finding.blame == finding.key
+        if finding.state is Health.REBUILDING or is_awaited:
+            yield Text(f"{label(finding.key)}: {finding.words}" + (f"; {finding.next}" if finding.next else ""), "dim")
     if not report.causes:
         return
     table = Table(box=None, padding=(0, 1, 0, 0))
