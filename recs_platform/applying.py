@@ -10,6 +10,7 @@ import getpass
 import os
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ import redis
 from redis.exceptions import LockError
 
 from recs_platform.deployment import Deployment, Version, VersionId, taken_apart
-from recs_platform.errors import EngineError
+from recs_platform.errors import EngineBusy, EngineError, EngineUnavailable, SourceError
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, Step, Tell
 from recs_platform.serving import keys, versions
@@ -30,9 +31,11 @@ from recs_platform.serving.documents import is_document_of
 
 LOCK_SECONDS = 30.0
 BETWEEN_LOOKS = 0.2
+BETWEEN_COUNTS = 2.0  # of all rows of a table, in two places
 VERIFY_SECONDS = 600.0
 STANDS_SECONDS = 900.0  # for which a build may not get on
 SAMPLE = 200  # documents of a new version that are compared with their rows
+SLOT = "slot:"  # what is noted of a connection that was replaced, before the name of its replication slot
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 
 
@@ -41,7 +44,7 @@ class Versioned(Protocol):
 
     def deployment(self) -> Deployment: ...
     def progress(self) -> dict[str, str]: ...
-    def prepare(self, pipeline: Pipeline) -> None: ...
+    def prepare(self, created: Sequence[Relation]) -> None: ...
     def create(self, relation: Relation, targets: Mapping[str, VersionId]) -> None: ...
     def wait(self) -> None: ...
     def filling(self, relation: Relation, version: VersionId) -> tuple[int, int] | None: ...
@@ -51,18 +54,21 @@ class Versioned(Protocol):
     def publish(self, name: str, version: VersionId) -> None: ...
     def unpublish(self, name: str) -> None: ...
     def drop(self, version: Version) -> None: ...
+    def drop_slot(self, slot: str) -> None: ...
 
 
 class Applier:
     """Of one engine and its Redis. `grace`: seconds for which what was replaced stays, so that one can go back."""
 
-    def __init__(self, engine: Versioned, connection: redis.Redis, grace: float, tell: Tell | None = None) -> None:
-        self._engine, self._redis, self._grace = engine, connection, grace
+    def __init__(
+        self, engine: Versioned, connection: redis.Redis, lease: Lease, grace: float, tell: Tell | None = None
+    ) -> None:
+        self._engine, self._redis, self._lease, self._grace = engine, connection, lease, grace
         self._tell: Tell = tell or (lambda *_: None)
 
     def apply(self, pipeline: Pipeline, plan: Plan) -> None:
         """Raises `EngineError` where the engine refuses or a version does not come out right; nothing is switched then."""
-        self._engine.prepare(pipeline)
+        self._engine.prepare([relation for relation in pipeline if relation.name in plan.creates])
         begun = {version.physical_name for version in self._engine.deployment().versions}
         for step in plan.of(Action.CREATE):
             self._create(step, pipeline[step.name], plan.targets, step.physical_name in begun)
@@ -95,6 +101,9 @@ class Applier:
         version, physical = targets[relation.name], step.physical_name
         if not is_begun:
             self._tell(step, None, "being created")
+            self._lease.check()
+            if relation.kind is Kind.SINK:  # it writes at once: where this is gone later, so is what it wrote
+                self._redis.set(keys.marker(relation.redis_name, str(version)), "1")
             self._engine.create(relation, targets)
         before, deadline = "", 0.0
         while (progress := self._engine.progress().get(physical)) is not None:
@@ -108,7 +117,8 @@ class Applier:
                     "message to each partition. `recs apply` goes on from here"
                 )
             time.sleep(BETWEEN_LOOKS)
-        self._engine.wait()
+        if relation.kind is Kind.VIEW:
+            self._engine.wait()
         if self._engine.deployment().get(relation.name, version) is None:
             raise EngineError(f"{physical} was not built: {self._engine.failure(physical)}")
         self._fill(step, relation, version)
@@ -116,15 +126,19 @@ class Applier:
 
     def _fill(self, step: Step, relation: Relation, version: VersionId) -> None:
         """Waits until a table has the rows it is a copy of."""
-        deadline = time.monotonic() + VERIFY_SECONDS
-        while (rows := self._engine.filling(relation, version)) and rows[0] < rows[1]:
-            self._tell(step, rows[0] / rows[1], f"{rows[0]:,} of {rows[1]:,} rows")
+        deadline, fewest = time.monotonic() + VERIFY_SECONDS, sys.maxsize
+        while rows := self._engine.filling(relation, version):
+            # rows that come meanwhile are on their way, and will always be some
+            here, fewest = rows[0], min(rows[1], fewest)
+            if here >= fewest:
+                return
+            self._tell(step, here / fewest, f"{here:,} of {fewest:,} rows")
             if time.monotonic() > deadline:
                 raise EngineError(
-                    f"{relation.name} has {rows[0]:,} of {rows[1]:,} rows after {VERIFY_SECONDS:.0f} s; "
+                    f"{relation.name} has {here:,} of {fewest:,} rows after {VERIFY_SECONDS:.0f} s; "
                     "readers stay on the version they have"
                 )
-            time.sleep(BETWEEN_LOOKS)
+            time.sleep(BETWEEN_COUNTS)
 
     # -- verify -------------------------------------------------------------------------------------------------
 
@@ -176,6 +190,7 @@ class Applier:
         return [version for version in wanted if version and not version.is_live]
 
     def _switch(self, going: Sequence[Version]) -> None:
+        self._lease.check()
         if going:
             self._redis.hdel(keys.REPLACED, *(version.physical_name for version in going))
         began = time.perf_counter()
@@ -202,21 +217,35 @@ class Applier:
             left = self._grace - (now - (version.replaced_at or now))
             if left > 0:
                 self._tell(step, None, f"kept for {left:.0f} s more, for `recs rollback`")
-            else:
+                continue
+            self._lease.check()
+            try:
                 self._drop(version)
+            except EngineUnavailable:
+                raise
+            except EngineError as error:  # something of somebody else's reads it: that keeps nothing else from going
+                self._tell(step, None, f"stays: {error}")
+            else:
                 self._tell(step, 1.0, "removed")
 
     def _note_replaced(self, version: Version, now: float) -> None:
-        self._redis.hsetnx(keys.REPLACED, version.physical_name, f"{now} {version.redis_name or ''}")
+        outside = version.redis_name or (f"{SLOT}{version.slot}" if version.slot else "")
+        self._redis.hsetnx(keys.REPLACED, version.physical_name, f"{now} {outside}")
 
     def _sweep(self, there: Collection[str]) -> None:
-        """Removes the keys of what was dropped when a run was cut short."""
+        """Removes the keys, or the slot, of what was dropped when a run was cut short."""
         for physical, noted in _noted(self._redis).items():
-            name, parts = noted.partition(" ")[2], taken_apart(physical)
-            if physical not in there and parts:
-                if name:
-                    versions.remove(self._redis, name, str(parts[1]))
-                self._redis.hdel(keys.REPLACED, physical)
+            outside, parts = noted.partition(" ")[2], taken_apart(physical)
+            if physical in there or not parts:
+                continue
+            if outside.startswith(SLOT):
+                try:
+                    self._engine.drop_slot(outside.removeprefix(SLOT))
+                except SourceError:  # noted still: the next one tries again
+                    continue
+            elif outside:
+                versions.remove(self._redis, outside, str(parts[1]))
+            self._redis.hdel(keys.REPLACED, physical)
 
     def _drop(self, version: Version) -> None:
         """With its keys, and with its name where nothing has taken its place."""
@@ -244,27 +273,48 @@ def _fraction(progress: str) -> float | None:
     return float(match[1]) / 100 if match else None
 
 
+class Lease:
+    """The right to apply, until it is lost: an emptied Redis knows of no lock, and one that is away for long lets it end."""
+
+    def __init__(self) -> None:
+        self.is_lost = threading.Event()
+
+    def check(self) -> None:
+        """Raises `EngineBusy` where somebody else may apply by now."""
+        if self.is_lost.is_set():
+            raise EngineBusy(
+                "Redis has lost the lock of this run: somebody else may apply. `recs apply` goes on from here"
+            )
+
+
 @contextmanager
-def locked(connection: redis.Redis) -> Iterator[None]:
-    """Nobody else applies meanwhile. Raises `EngineError` naming who does. A dead owner's lock ends by itself."""
+def locked(connection: redis.Redis) -> Iterator[Lease]:
+    """Nobody else applies meanwhile. Raises `EngineBusy` naming who does. A dead owner's lock ends by itself."""
     owner = f"{getpass.getuser()} on {socket.gethostname()}, process {os.getpid()}"
     lock = connection.lock(keys.APPLY_LOCK, timeout=LOCK_SECONDS, thread_local=False)
     if not lock.acquire(blocking=False, token=f"{owner}, {os.urandom(8).hex()}"):
         holder = str(connection.get(keys.APPLY_LOCK) or "somebody").rpartition(",")[0]
-        raise EngineError(f"{holder} applies just now; if that is not so, the lock ends within {LOCK_SECONDS:.0f} s")
-    done = threading.Event()
+        raise EngineBusy(f"{holder} applies just now; if that is not so, the lock ends within {LOCK_SECONDS:.0f} s")
+    done, lease = threading.Event(), Lease()
 
     def renew() -> None:
-        while not done.wait(LOCK_SECONDS / 3):
+        renewed = time.monotonic()
+        while not done.wait(LOCK_SECONDS / 10):
             try:
                 lock.reacquire()
-            except (LockError, redis.RedisError):
+                renewed = time.monotonic()
+            except LockError:
+                lease.is_lost.set()
                 return
+            except redis.RedisError:
+                if time.monotonic() - renewed > LOCK_SECONDS:
+                    lease.is_lost.set()
+                    return
 
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()
     try:
-        yield
+        yield lease
     finally:
         done.set()
         thread.join()

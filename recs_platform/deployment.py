@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from recs_platform.pipeline import Kind
 
 _PHYSICAL = re.compile(r"(?P<name>[a-z]\w*)__(?P<fingerprint>[0-9a-f]{8})(?:_(?P<generation>[1-9]\d*))?")
+_SLOT = re.compile(r"\bslot\.name\"?\s*=\s*'([^']*)'")
 _REDIS_NAME = re.compile(r"'recs:(\w+):")
 
 
@@ -31,8 +32,8 @@ class VersionId(NamedTuple):
 class Version:
     """One version of a relation. `progress` is the engine's word on a build that is under way, None once it is whole.
 
-    `definition` is its statement as the engine keeps it, secrets masked; "" where the engine keeps none. `replaced_at`: since
-    when (seconds since 1970) another version is live in its stead.
+    `definition` is its statement as the engine keeps it, with secrets: never show it; "" where the engine keeps none.
+    `replaced_at`: since when (seconds since 1970) another version is live in its stead.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Version:
     kind: str
     is_live: bool = False
     progress: str | None = None
-    definition: str = ""
+    definition: str = field(default="", repr=False)
     replaced_at: float | None = None
 
     @property
@@ -51,6 +52,12 @@ class Version:
     def is_connection(self) -> bool:
         """A database that is merely connected to: it has no rows to select."""
         return self.kind == Kind.SOURCE and "postgres-cdc" in self.definition
+
+    @property
+    def slot(self) -> str | None:
+        """The replication slot that a connection reads through."""
+        match = _SLOT.search(self.definition) if self.is_connection else None
+        return match[1] if match else None
 
     @property
     def reads(self) -> frozenset[str]:

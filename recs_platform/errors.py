@@ -37,6 +37,10 @@ class EngineUnavailable(EngineError):
     """The stream engine does not answer."""
 
 
+class EngineBusy(EngineError):
+    """Somebody else changes what is deployed."""
+
+
 class QueryError(EngineError):
     """A query was refused: bad SQL, an unknown relation, wrong parameters."""
 

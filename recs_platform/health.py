@@ -65,7 +65,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was known of a box at the last look: its state and since when; how many messages were taken in, and since when
+    """What was known of a box at the last look: its state and since when; of a replication slot since when nobody reads it, 0.0
+    where somebody does (`unread_since`); how many messages were taken in, and since when
     as many or nothing waited; how many there were, and since when as many; since when some wait, and of each partition where some
     do since when, and up to which offset some did then (`waits`). `took` and `came`: messages a
     second between the last two looks that were `RATE_OVER` apart, None where that is not known; `mark`: when the later of them
@@ -84,6 +85,7 @@ class Seen:
     waits: tuple[tuple[int, float, int], ...] = ()
     looked_at: float = 0.0
     blame: Key = ()
+    unread_since: float = 0.0
 
     @property
     def waited(self) -> bool:
@@ -125,7 +127,12 @@ def judge(
     """
     found = {reading.key: reading for reading in readings}
     counted = {key: _counted(found.get(key), memory.get(key, Seen()), now) for key in _outside(pipeline)}
-    outside = {key: _of_outside(key, found, counted[key], pipeline, now) for key in _outside(pipeline)}
+    unread = {
+        relation_key(r.name): _unread_since(found.get(relation_key(r.name)), memory.get(relation_key(r.name)), now)
+        for r in pipeline
+        if r.connector == "postgres-cdc"
+    }
+    outside = {key: _of_outside(key, found, counted[key], unread, pipeline, now) for key in _outside(pipeline)}
     new = _new(pipeline, found, memory)
     relations = (_while_built(finding, found) for finding in _of_relations(pipeline, found, outside, new, away))
     of_engine = (
@@ -141,7 +148,9 @@ def judge(
         )
         since = before.since if before is not None and is_the_same else now
         counts = counted.get(finding.key, Seen())
-        after[finding.key] = replace(counts, state=finding.state, since=since, blame=blame)
+        after[finding.key] = replace(
+            counts, state=finding.state, since=since, blame=blame, unread_since=unread.get(finding.key, 0.0)
+        )
         kept.append(replace(finding, since=since, blame=blame))
     return kept, after
 
@@ -155,6 +164,14 @@ def _new(pipeline: Pipeline, found: Mapping[Key, Reading], memory: Memory) -> se
     return {
         key for key in missing if key not in memory or (memory[key].state, memory[key].blame) == (State.UNKNOWN, key)
     }
+
+
+def _unread_since(slot: Reading | None, before: Seen | None, now: float) -> float:
+    if slot is None:  # not looked at
+        return before.unread_since if before else 0.0
+    if slot.numbers.get("slot_active", 1):
+        return 0.0
+    return (before.unread_since if before else 0.0) or now
 
 
 def _while_built(finding: Finding, found: Mapping[Key, Reading]) -> Finding:
@@ -231,14 +248,23 @@ def _with_rates(seen: Seen, now: float) -> Seen:
     return replace(seen, took=round(took, 1), came=round(came, 1), mark=(now, seen.taken, seen.sent))
 
 
-def _of_outside(key: Key, found: Mapping[Key, Reading], counts: Seen, pipeline: Pipeline, now: float) -> Finding:
+def _of_outside(
+    key: Key,
+    found: Mapping[Key, Reading],
+    counts: Seen,
+    unread: Mapping[Key, float],
+    pipeline: Pipeline,
+    now: float,
+) -> Finding:
     reading = found.get(key)
     if reading is not None and (problem := reading.state.get("problem")):
         return Finding(
             key, State.BROKEN, now, problem, "the message says what to do; `recs status` shows the parts", key
         )
     return (
-        _of_topic(key, reading, counts, pipeline, now) if key[0] == "kafka" else _of_catalog(key, found, pipeline, now)
+        _of_topic(key, reading, counts, pipeline, now)
+        if key[0] == "kafka"
+        else _of_catalog(key, found, unread, pipeline, now)
     )
 
 
@@ -294,7 +320,9 @@ def _pace(counts: Seen, still: float) -> str:
     return f"{pace}: worked off in about {_ago(rates['seconds_to_work_off'])}"
 
 
-def _of_catalog(key: Key, found: Mapping[Key, Reading], pipeline: Pipeline, now: float) -> Finding:
+def _of_catalog(
+    key: Key, found: Mapping[Key, Reading], unread: Mapping[Key, float], pipeline: Pipeline, now: float
+) -> Finding:
     """As its table and the slot it is read through are."""
     slots = [found.get(relation_key(r.name)) for r in pipeline if r.connector == "postgres-cdc"]
     for slot in filter(None, slots):
@@ -302,6 +330,10 @@ def _of_catalog(key: Key, found: Mapping[Key, Reading], pipeline: Pipeline, now:
         if is_lost(slot):
             words = slot.state.get("problem", "PostgreSQL has given up the replication slot")
             return Finding(key, State.BROKEN, now, words, remedy, key)
+        if (since := unread.get(slot.key, 0.0)) and now - since >= STALLED_AFTER:
+            words = f"nobody has read the replication slot {slot.state['slot']} for {_ago(now - since)}: no change is followed"
+            next_step = "look at the engine's log: has the password or the address of PostgreSQL changed?"
+            return Finding(key, State.STALLED, now, words, next_step, key, slot.numbers)
         if words := _kept_log(slot):
             next_step = "see whether the engine reads; `max_slot_wal_keep_size` bounds what is kept"
             return Finding(key, State.BEHIND, now, words, next_step, key, slot.numbers)

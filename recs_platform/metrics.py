@@ -37,6 +37,7 @@ HELP: Mapping[str, str] = {
     "freshness_wanted_seconds": "From an event to its document in Redis at most, as the sink's file says",
     "barrier_seconds": "The slowest of a RisingWave's last barriers: what is sent waits for two of them",
     "canary_seconds": "From a canary to its document in Redis, the last one",
+    "slot_active": "1 while a RisingWave reads through the replication slot, 0 while nobody does",
     "lag_bytes": "Write-ahead log that the replication slot has not confirmed",
     "retained_bytes": "Write-ahead log that PostgreSQL keeps for the replication slot",
     "bytes_until_lost": "Write-ahead log until PostgreSQL gives up the replication slot",

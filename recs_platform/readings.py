@@ -34,7 +34,7 @@ STATEMENT_MILLISECONDS = 5_000
 Number = int | float
 
 _SLOT = """
-SELECT wal_status, pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint AS lag_bytes,
+SELECT wal_status, active, pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint AS lag_bytes,
   pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint AS retained_bytes, safe_wal_size AS bytes_until_lost
 FROM pg_replication_slots WHERE slot_name = %s"""
 _TABLE = """
@@ -207,6 +207,8 @@ def _of_slot(source: Relation, slot: str, row: Mapping[str, Any] | None, remedy:
     if row is None:
         return Reading(key, state={**state, "problem": f"PostgreSQL has no replication slot {slot!r}"})
     numbers = {name: row[name] for name in ("lag_bytes", "retained_bytes", "bytes_until_lost") if row[name] is not None}
+    if remedy:  # an engine that makes its slot anew looks into it now and then, and holds it no longer
+        numbers["slot_active"] = int(row["active"])
     return Reading(key, numbers, state={**state, "wal_status": row["wal_status"] or "unknown"})
 
 

@@ -14,11 +14,12 @@ import pytest
 import redis
 
 from recs_platform import applying
-from recs_platform.applying import Applier, locked, replacements
+from recs_platform.applying import Applier, Lease, locked, replacements
+from recs_platform.awaiting import wait_until
 from recs_platform.choice import going_along
 from recs_platform.deployment import Deployment, Version, VersionId, physical_name, physical_names
 from recs_platform.engines.risingwave.engine import CAPABILITIES
-from recs_platform.errors import EngineError
+from recs_platform.errors import EngineBusy, EngineError, SourceError
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Plan, make_plan
 from recs_platform.serving import keys
@@ -53,6 +54,10 @@ class Cluster:
         self.compared = 0
         self.dies_at: int | None = None
         self.filled = 0
+        self.prepared: list[str] = []
+        self.read_elsewhere: set[str] = set()  # views that somebody else's views read
+        self.dropped_slots: list[str] = []
+        self.has_no_postgres = False
 
     def deployment(self) -> Deployment:
         return Deployment(
@@ -80,15 +85,17 @@ class Cluster:
         self.building = {physical: looks - 1 for physical, looks in self.building.items()}
         return found
 
-    def prepare(self, pipeline: Pipeline) -> None:
+    def prepare(self, created: Sequence[Relation]) -> None:
+        self.prepared = [relation.name for relation in created]
         self._note("prepare")
 
     def wait(self) -> None:
         assert not any(looks > 0 for looks in self.building.values()), "asked for while something is being built"
 
     def filling(self, relation: Relation, version: VersionId) -> tuple[int, int] | None:
+        """The rows here, and there, where some come all the time."""
         self.filled += 5
-        return (self.filled, 12) if relation.kind is Kind.SOURCE else None
+        return (self.filled, 12 + self.filled // 4) if relation.kind is Kind.SOURCE else None
 
     def failure(self, physical: str) -> str:
         return "it said no"
@@ -134,8 +141,15 @@ class Cluster:
         assert self.published.get(version.name) != version.id, "the public view still reads it"
         readers = [v.name for v in self.versions if version.physical_name in v.reads]
         assert not readers, f"{readers} still read it"
+        if version.name in self.read_elsewhere:
+            raise EngineError(f"somebody's view reads {version.physical_name}")
         self.versions = [v for v in self.versions if (v.name, v.id) != (version.name, version.id)]
         self._note(f"drop {version.name}")  # may die here, before the keys are gone
+
+    def drop_slot(self, slot: str) -> None:
+        if self.has_no_postgres:
+            raise SourceError("PostgreSQL is away")
+        self.dropped_slots.append(slot)
 
     def _note(self, verb: str) -> None:
         self.told.append(verb)
@@ -153,6 +167,7 @@ def connection(request: pytest.FixtureRequest) -> Iterator[redis.Redis]:
 @pytest.fixture
 def cluster(connection: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(applying, "BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(applying, "BETWEEN_COUNTS", 0.0)
     return Cluster(connection)
 
 
@@ -165,7 +180,7 @@ def pipeline(directory: Path, files: Mapping[str, str]) -> Pipeline:
 
 def apply(cluster: Cluster, wanted: Pipeline, grace: float = 600.0, rebuild: tuple[str, ...] = ()) -> Plan:
     plan = make_plan(wanted, cluster.deployment(), CAPABILITIES, rebuild)
-    Applier(cluster, cluster.redis, grace).apply(wanted, plan)
+    Applier(cluster, cluster.redis, Lease(), grace).apply(wanted, plan)
     return plan
 
 
@@ -187,8 +202,8 @@ def test_from_nothing_upstreams_first(cluster: Cluster, tmp_path: Path) -> None:
 def test_a_table_is_waited_for_until_it_has_its_rows(cluster: Cluster, tmp_path: Path) -> None:
     wanted, told = pipeline(tmp_path, FILES), list[str]()
     plan = make_plan(wanted, cluster.deployment(), CAPABILITIES)
-    Applier(cluster, cluster.redis, 600.0, lambda step, done, words: told.append(words)).apply(wanted, plan)
-    assert told[:4] == ["being created", "5 of 12 rows", "10 of 12 rows", "built"]
+    Applier(cluster, cluster.redis, Lease(), 600.0, lambda step, done, words: told.append(words)).apply(wanted, plan)
+    assert told[:4] == ["being created", "5 of 13 rows", "10 of 13 rows", "built"], "nor for those that have come since"
 
 
 def test_a_build_that_stands_for_too_long_is_an_error_and_is_gone_on_with(
@@ -209,6 +224,7 @@ def test_a_change_builds_what_reads_it_and_shares_the_rest(cluster: Cluster, tmp
     cluster.told.clear()
     apply(cluster, pipeline(tmp_path, CHANGED))
     assert cluster.told == ["prepare", "create lists", "create lists_sink", "publish lists"]
+    assert cluster.prepared == ["lists", "lists_sink"], "the topic is there: nobody asks Kafka for it"
     assert read(cluster.redis, "lists") == sorted(ROWS)
 
 
@@ -225,7 +241,7 @@ def test_a_part_of_what_has_changed_leaves_the_rest_on_the_version_it_has(cluste
     chosen = going_along(after, deployed, ["lists"])
     assert chosen == {"lists", "lists_sink"}, "what is made of it goes along"
     plan = make_plan(after, cluster.deployment(), CAPABILITIES, only=chosen)
-    Applier(cluster, cluster.redis, 0.0).apply(after, plan)
+    Applier(cluster, cluster.redis, Lease(), 0.0).apply(after, plan)
     assert [verb for verb in cluster.told if verb.startswith("create")] == ["create lists", "create lists_sink"]
     live = cluster.deployment().live
     assert live["others"].fingerprint == before["others"].fingerprint
@@ -247,7 +263,7 @@ def test_what_a_version_that_stays_is_made_from_stays_however_far_up(cluster: Cl
     chosen = going_along(after, deployed, ["a"])
     assert chosen == {"a", "b"}
     plan = make_plan(after, cluster.deployment(), CAPABILITIES, only=chosen)
-    Applier(cluster, cluster.redis, 0.0).apply(after, plan)
+    Applier(cluster, cluster.redis, Lease(), 0.0).apply(after, plan)
     assert len(cluster.deployment().of("b")) == len(cluster.deployment().of("a")) == 2, (
         "`last` reads one, and that the other"
     )
@@ -266,6 +282,35 @@ def test_what_was_replaced_goes_when_its_time_is_over_with_its_keys(cluster: Clu
     assert cluster.told[-2:] == ["drop lists_sink", "drop lists"], "what reads goes first"
     assert not list(cluster.redis.scan_iter(match=old[:-1] + "*"))
     assert cluster.redis.hgetall(keys.REPLACED) == {}
+
+
+def test_what_somebody_else_reads_stays_and_keeps_nothing_else_from_going(cluster: Cluster, tmp_path: Path) -> None:
+    apply(cluster, pipeline(tmp_path, FILES))
+    after, told = pipeline(tmp_path, CHANGED | {"others": FILES["others"] + " WHERE at <> '1'"}), list[str]()
+    cluster.read_elsewhere = {"others"}
+    plan = make_plan(after, cluster.deployment(), CAPABILITIES)
+    Applier(cluster, cluster.redis, Lease(), 0.0, lambda step, _, words: told.append(f"{step.name} {words}")).apply(
+        after, plan
+    )
+    assert {name: len(cluster.deployment().of(name)) for name in ("lists", "others")} == {"lists": 1, "others": 2}
+    assert any(line.startswith("others stays: somebody's view reads others__") for line in told)
+    cluster.read_elsewhere = set()
+    apply(cluster, after, grace=0.0)
+    assert len(cluster.deployment().of("others")) == 1
+
+
+def test_a_slot_of_a_connection_that_was_dropped_goes_when_postgresql_is_back(cluster: Cluster, tmp_path: Path) -> None:
+    shop = "CREATE SOURCE shop WITH (connector = 'postgres-cdc', slot.name = 'recs_{}')"
+    for name in ("old", "new"):
+        apply(cluster, pipeline(tmp_path, FILES | {"shop": shop.format(name)}))
+    former = next(v for v in cluster.versions if v.slot == "recs_old")
+    cluster.versions.remove(former)  # and died before it came to the slot
+    cluster.has_no_postgres = True
+    apply(cluster, Pipeline.load(tmp_path))
+    cluster.has_no_postgres = False
+    apply(cluster, Pipeline.load(tmp_path))
+    apply(cluster, Pipeline.load(tmp_path))
+    assert cluster.dropped_slots == ["recs_old"]
 
 
 def test_what_no_file_defines_any_more_goes_with_its_name_and_pointer(cluster: Cluster, tmp_path: Path) -> None:
@@ -321,7 +366,7 @@ def test_readers_go_back_while_the_old_is_there_and_forward_without_a_build(clus
     apply(cluster, before)
     after = pipeline(tmp_path, CHANGED)
     apply(cluster, after)
-    applier = Applier(cluster, cluster.redis, 600.0)
+    applier = Applier(cluster, cluster.redis, Lease(), 600.0)
     back = applier.roll_back()
     assert {step.name for step in back.steps} == {"lists", "lists_sink"}
     assert cluster.deployment().live == {r.name: VersionId(r.fingerprint) for r in before}
@@ -367,6 +412,20 @@ def test_two_at_once_are_kept_apart(connection: redis.Redis) -> None:
         assert 0 < connection.pttl(keys.APPLY_LOCK) <= applying.LOCK_SECONDS * 1000
     with locked(connection):
         pass
+
+
+def test_who_has_lost_the_lock_changes_nothing_more(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(applying, "LOCK_SECONDS", 0.3)
+    wanted = pipeline(tmp_path, FILES)
+    plan = make_plan(wanted, cluster.deployment(), CAPABILITIES)
+    with locked(cluster.redis) as lease:
+        cluster.redis.flushall()
+        assert wait_until(lease.is_lost.is_set, 10)
+        with pytest.raises(EngineBusy, match="somebody else may apply"):
+            Applier(cluster, cluster.redis, lease, 0.0).apply(wanted, plan)
+    assert cluster.told == ["prepare"]
 
 
 def test_a_lock_lives_as_long_as_its_owner(connection: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:

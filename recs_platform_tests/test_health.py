@@ -195,6 +195,27 @@ def test_a_log_that_postgresql_keeps_for_too_long_is_seen(kept: float, left: flo
     assert found["products_sink",].state is catalog.state
 
 
+def test_a_slot_that_nobody_reads_is_a_catalog_that_stands_still() -> None:
+    """As when the password that a RisingWave was given has changed: it says nothing of that."""
+
+    def looked(active: int, memory: dict[Key, Seen], now: float) -> tuple[Finding, dict[Key, Seen]]:
+        slot = Reading(("shop",), {"slot_active": active}, state={"slot": "recs_1", "wal_status": "reserved"})
+        found, after = judged([r for r in readings() if r.key != ("shop",)] + [slot], memory, now)
+        assert found["products_sink",].state is found["postgres", "product_catalog"].state
+        assert found["also_bought_sink",].state.is_well
+        return found["postgres", "product_catalog"], load_memory(dump_memory(after))
+
+    _, memory = looked(1, {}, NOW)
+    catalog, memory = looked(0, memory, NOW + 30)
+    assert catalog.state is State.FRESH, "it may be just starting"
+    catalog, memory = looked(0, memory, NOW + 80)
+    assert (catalog.state, catalog.words) == (
+        State.STALLED, "nobody has read the replication slot recs_1 for 50 s: no change is followed",
+    )  # fmt: skip
+    catalog, memory = looked(1, memory, NOW + 110)
+    assert catalog.state is State.FRESH
+
+
 def test_stalled_is_seen_within_a_minute() -> None:
     found, memory = judged(readings())
     for step in range(1, 4):

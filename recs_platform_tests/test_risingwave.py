@@ -27,7 +27,7 @@ from recs_platform.engines.risingwave.checks import check_licence, check_postgre
 from recs_platform.engines.risingwave.engine import RisingWaveEngine
 from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
 from recs_platform.engines.risingwave.postgres import count_rows, drop_slot
-from recs_platform.engines.risingwave.statements import differences, is_one_question, publication, statement
+from recs_platform.engines.risingwave.statements import differences, helpers, is_one_question, publication, statement
 from recs_platform.engines.status import PartitionStatus
 from recs_platform.errors import (
     EngineError,
@@ -136,25 +136,27 @@ def test_a_sink_is_told_all_nodes_of_a_redis_cluster(pipeline: Pipeline, targets
         (
             {"trending"},
             [
-                "CREATE VIEW trending__next AS SELECT * FROM trending__3f2a91c0",
-                "ALTER VIEW trending SWAP WITH trending__next",
-                "DROP VIEW trending__next",
+                "CREATE VIEW trending__next_3f2a91c0 AS SELECT * FROM trending__3f2a91c0",
+                "ALTER VIEW trending SWAP WITH trending__next_3f2a91c0",
             ],
         ),
         (
-            {"trending", "trending__next"},
+            {"trending", "trending__next_3f2a91c0"},
             [
-                "DROP VIEW trending__next",
-                "CREATE VIEW trending__next AS SELECT * FROM trending__3f2a91c0",
-                "ALTER VIEW trending SWAP WITH trending__next",
-                "DROP VIEW trending__next",
+                "CREATE VIEW trending__next_3f2a91c0x1 AS SELECT * FROM trending__3f2a91c0",
+                "ALTER VIEW trending SWAP WITH trending__next_3f2a91c0x1",
             ],
         ),
     ],
-    ids=["the first version", "another version", "a switch was cut short"],
+    ids=["the first version", "another version", "a switch was cut short, or somebody reads what it left"],
 )
 def test_a_public_name_goes_over_in_one_step(views: set[str], sent: list[str]) -> None:
     assert publication("trending", VersionId("3f2a91c0"), views) == sent
+
+
+def test_what_switches_leave_is_known_by_its_name() -> None:
+    ours = {"a__next", "a__next_3f2a91c0", "a__next_3f2a91c0_2x1"}
+    assert helpers("a", ours | {"a", "a__next_big", "a__next3", "b__next", "a__3f2a91c0"}) == ours
 
 
 def test_no_secret_is_left_in_what_is_shown(pipeline: Pipeline, targets: dict[str, VersionId]) -> None:
@@ -317,6 +319,7 @@ def cluster(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(driver, "ensure_catalog", lambda url: made.append("catalog"))
         monkeypatch.setattr(driver, "count_rows", lambda url, table: 0)
         monkeypatch.setattr(applying, "BETWEEN_LOOKS", 0.0)
+        monkeypatch.setattr(applying, "BETWEEN_COUNTS", 0.0)
         no_keys = pa.table({"key": pa.array([], pa.string())})
         monkeypatch.setattr(RisingWaveEngine, "sink_keys", lambda *_: no_keys)
         monkeypatch.setattr(RisingWaveEngine, "rows_of", lambda *_: no_keys)
@@ -357,7 +360,7 @@ def test_an_edited_view_is_built_beside_the_old_one_and_swapped_in(cluster: Clus
     changed = {name for name, version in plan.targets.items() if f"__{version}" in "".join(cluster.catalog.sent)}
     assert {"trending_products", "trending_products_sink"} <= changed
     assert [s.action for s in plan.steps] == ["create"] * 2 + ["switch"] * 2 + ["drop"] * 2
-    swap = [text for text in cluster.catalog.sent if "trending_products__next" in text]
+    swap = [text for text in cluster.catalog.sent if "trending_products__next_" in text]
     assert [text.split()[0] for text in swap] == ["CREATE", "ALTER", "DROP"]
     assert not any(text.startswith("DROP MATERIALIZED VIEW") for text in cluster.catalog.sent), "kept for a way back"
     assert any("Snapshot [50.00%" in line for line in told)
@@ -408,7 +411,9 @@ def test_an_emptied_redis_is_filled_by_sinks_that_are_written_anew(
     cluster.engine.apply()
     before = cluster.engine.deployed()
     sinks = {relation.name for relation in Pipeline.of(cluster.engine.settings).of_kind(Kind.SINK)}
+    products = next(v for v in cluster.engine.deployment().versions if v.name == "products_sink")
     cluster.redis.flushdb()
+    cluster.redis.set(keys.document("products", str(products.id), "p1"), "{}")  # and goes on with what comes
     assert cluster.engine.deployed() == before, "they are there, and write"
     told = {relation["name"] for relation in cluster.engine.status()["relations"]}
     assert told == set(before)
@@ -439,10 +444,28 @@ def test_a_sink_that_readers_have_not_gone_over_to_yet_is_not_written_anew(clust
     cluster.engine.apply()
     version = cluster.engine.deployment().live["products_sink"]
     cluster.redis.unlink(keys.pointer("products"))
-    cluster.redis.set(keys.document("products", str(version), "a"), "{}")
     assert "products_sink" not in cluster.engine.plan().creates
     cluster.engine.apply()
     assert cluster.redis.get(keys.pointer("products")) == str(version)
+
+
+def test_an_emptied_redis_is_filled_while_postgresql_and_kafka_are_away(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.engine.apply()
+    cluster.redis.flushdb()
+    cluster.made.clear()
+    assert cluster.engine.apply().creates == {s.name for s in Pipeline.of(SETTINGS).of_kind(Kind.SINK)}
+    assert cluster.made == [], "nobody has asked them for anything"
+
+
+def test_a_sink_that_lost_its_pointer_alone_does_not_look_gone_back(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]
+) -> None:
+    cluster.engine.apply()
+    cluster.engine.apply(rebuild=["products_sink"])
+    cluster.redis.unlink(keys.pointer("products"))
+    assert not cluster.engine.status()["gone_back"]
 
 
 def test_a_redis_that_is_away_makes_sinks_ill_and_nothing_else(
@@ -573,14 +596,33 @@ def test_a_connection_takes_its_slot_along(cluster: Cluster, monkeypatch: pytest
     shop = next(v for v in cluster.engine.deployment().versions if v.name == "shop")
     cluster.engine.drop(shop)
     assert dropped == [f"recs_{shop.id}"]
+    cluster.engine.settings = replace(cluster.engine.settings, replication_slot="another")
+    cluster.engine.drop(shop)
+    assert dropped == [f"recs_{shop.id}"] * 2, "whatever the settings name by now"
 
 
 def test_what_is_told_and_kept_holds_no_password(cluster: Cluster) -> None:
     told = list[str]()
     plan = cluster.engine.apply(tell=lambda step, done, words: told.append(f"{step} {words}"))
-    shown = "".join([*told, *map(str, plan.steps), *(v.definition for v in cluster.engine.deployment().versions)])
+    kept = [relation.text for relation in cluster.engine.deployed_pipeline()]
+    shown = "".join([*told, *map(str, plan.steps), *map(repr, cluster.engine.deployment().versions), *kept])
     assert "***" in shown
     assert "secret" not in shown
+
+
+def test_a_password_that_is_a_word_of_the_sql_hides_nothing_of_what_is_deployed(cluster: Cluster) -> None:
+    words = replace(
+        cluster.engine.settings, postgres_url="postgresql://postgres:postgres@db/shop",
+        risingwave_redis_url="redis://:products@redis:6379/0",
+    )  # fmt: skip
+    with RisingWaveEngine(words) as engine:
+        engine.apply()
+        versions = {version.name: version for version in engine.deployment().versions}
+        assert versions["shop"].is_connection
+        assert versions["products_sink"].redis_name == "products"
+        assert versions["customers"].reads == {versions["shop"].physical_name}
+        assert engine.deployed_pipeline().relations.keys() == Pipeline.of(words).relations.keys()
+        assert not engine.plan()
 
 
 def test_a_slot_nobody_reads_is_dropped_in_postgresql(postgres_url: str) -> None:
@@ -617,6 +659,7 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], tuple[int, i
     monkeypatch.setattr(lag, "log_starts", lambda _, at: {place: found[place][0] for place in at})
     monkeypatch.setattr(lag, "log_ends", lambda _, at: {place: found[place][1] for place in at})
     monkeypatch.setattr(lag, "_messages", lambda kafka, place, first, end: end - first)
+    monkeypatch.setattr(lag, "_sent_at", lambda kafka, place, offset: datetime.now(UTC) - timedelta(seconds=90))
     return found
 
 
@@ -635,6 +678,9 @@ def test_how_far_topics_are_read(cluster: Cluster, kafka: dict[tuple[str, int], 
     assert (behind["next_offset"], behind["end_offset"], behind["lag"]) == (90, 100, 10)
     assert 40 <= behind["lag_seconds"] < 60
     assert found["user_activity", 1]["lag"] == 2, "nothing of it is read yet, and it begins at 7"
+    assert 90 <= found["user_activity", 1]["lag_seconds"] < 120, "as Kafka tells of the first that waits"
+    cluster.catalog.progress["user_activity_raw_progress"][0]["newest"] = datetime.now(UTC) + timedelta(days=365)
+    assert 90 <= partitions(cluster)["user_activity", 0]["lag_seconds"] < 120, "nor is a producer's clock believed"
     assert found["purchases", 0]["lag"] == 0
     cluster.catalog.progress["user_activity_raw_progress"][0]["last_offset"] = 99
     assert partitions(cluster)["user_activity", 0]["lag"] == 0
@@ -727,6 +773,9 @@ def test_an_end_of_a_transaction_is_not_counted(topic_prefix: str) -> None:
         ends(20)
     assert lag._messages(servers, (topic, 0), 0, 6) == 2
     assert lag._messages(servers, (topic, 0), 5, 6) == 0
+    sent = lag._sent_at(servers, (topic, 0), 0)
+    assert sent is not None
+    assert timedelta(0) <= datetime.now(UTC) - sent < timedelta(minutes=1)
 
 
 def test_a_sink_that_fails_is_told_of_while_it_is_news_without_a_password(
@@ -746,6 +795,11 @@ def test_a_sink_that_fails_is_told_of_while_it_is_news_without_a_password(
     assert "redis-sec" not in cluster.engine.status()["problems"]["redis/products_sink"], (
         "nor half of it, where the words are cut"
     )
+    event["info"] = {"sinkFail": {"sinkName": f"{physical}_1", "error": f"of a later version than {physical}"}}
+    assert cluster.engine.status()["problems"] == {}
+    event["info"] = {"sinkFail": {"sinkName": physical, "error": "it is away"}}
+    event["timestamp"] = now - timedelta(minutes=3)
+    assert cluster.engine.status()["problems"], "it tries again every three minutes"
     event["timestamp"] = now - timedelta(minutes=5)
     assert cluster.engine.status()["problems"] == {}
 
@@ -760,6 +814,7 @@ def test_a_barrier_that_takes_long_makes_sinks_behind(
     cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]
 ) -> None:
     cluster.engine.apply()
+    kafka.update({("user_activity", 0): (0, 0), ("user_activity", 1): (0, 0)})  # nothing else is behind
     assert cluster.engine.status()["barrier_seconds"] is None
     now = datetime.now(UTC)
     cluster.catalog.events = [
@@ -772,6 +827,14 @@ def test_a_barrier_that_takes_long_makes_sinks_behind(
     found = {f.key: f for f in judge(pipeline, of_stream(status, pipeline), {}, now.timestamp())[0]}
     assert found["user_recommendations_sink",].state is State.BEHIND
     assert found["user_recommendations_sink",].words == "a barrier takes 45 s, 10 s are wanted"
+
+
+def test_a_barrier_that_never_ends_is_seen_too(cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]) -> None:
+    cluster.engine.apply()
+    cluster.catalog.events = [happened("BARRIER_COMPLETE", datetime.now(UTC) - timedelta(seconds=300), durationSec=0.2)]
+    assert 300 <= (cluster.engine.status()["barrier_seconds"] or 0) < 330
+    cluster.catalog.events = [happened("BARRIER_COMPLETE", datetime.now(UTC) - timedelta(seconds=30), durationSec=0.2)]
+    assert cluster.engine.status()["barrier_seconds"] == 0.2, "clocks may differ a little"
 
 
 def test_a_recovery_that_has_not_ended_is_a_problem(

@@ -11,7 +11,7 @@ from recs_platform.changes import changes
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.specs import asset_spec, reading_metadata
 from recs_platform.engines.base import StreamEngine
-from recs_platform.errors import EngineUnavailable, RecsError, StoreUnavailable
+from recs_platform.errors import EngineBusy, EngineUnavailable, RecsError, StoreUnavailable
 from recs_platform.lineage import Lineage, relation_key
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Plan, Step, Tell
@@ -125,7 +125,7 @@ def deploy(
                 raise failure
             plan = engine.apply(rebuild, tell)
             readings = of_relations(engine.status(), pipeline)
-    except (EngineUnavailable, StoreUnavailable) as error:
+    except (EngineUnavailable, EngineBusy, StoreUnavailable) as error:
         raise dg.RetryRequested(RETRIES, BETWEEN_RETRIES) from error
     except RecsError as error:
         raise dg.Failure(str(error), allow_retries=False) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -47,6 +47,8 @@ from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
 from recs_platform.engines.risingwave.postgres import count_rows, drop_slot, major_version
 from recs_platform.engines.risingwave.statements import (
     differences,
+    helper_of,
+    helpers,
     is_one_question,
     publication,
     query_of,
@@ -60,7 +62,7 @@ from recs_platform.kafka_address import hosts
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, Tell, make_plan
 from recs_platform.schema import read_columns
-from recs_platform.serving import keys, versions
+from recs_platform.serving import keys
 from recs_platform.serving.connection import answering, client
 from recs_platform.settings import Settings, masked
 from recs_platform.statements import parse
@@ -78,7 +80,8 @@ CANNOT_FORGET = (
     "`recs apply --rebuild` the sources; what lies in PostgreSQL is deleted there"
 )
 CONNECT_SECONDS = 5
-PATIENT_SECONDS = 300.0  # for each question, while something is changed
+PATIENT_SECONDS = 300.0  # for each question and statement, while something is changed
+BUILD_SECONDS = 3600.0  # for what is built, or waited for, in one statement
 LONGEST_PROBLEM = 300  # characters
 AT_ONCE = 500  # keys of one question, rows of one statement
 
@@ -140,7 +143,9 @@ class RisingWaveEngine:
 
     def deployed_pipeline(self) -> Pipeline:
         found = _standing(self.deployment())
-        return Pipeline.of_texts({version.name: with_public_names(version.definition) for version in found})
+        # by where they stand alone: a password that is a word of the SQL would be missing from it
+        texts = {version.name: without_secrets(version.definition, ()) for version in found}
+        return Pipeline.of_texts({name: with_public_names(text) for name, text in texts.items()})
 
     def plan(self, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
         """What `apply` would do. Raises what `check` raises."""
@@ -149,9 +154,9 @@ class RisingWaveEngine:
     def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None, only: Collection[str] = ()) -> Plan:
         """Carries the plan out, telling how far each step is; nobody else can meanwhile."""
         pipeline = Pipeline.of(self.settings)
-        with self._answering(), locked(self._redis), self._patiently():
+        with self._answering(), locked(self._redis) as lease, self._patiently():
             plan = self._planned(pipeline, rebuild, only)
-            Applier(self, self._redis, self.settings.grace_seconds, tell).apply(pipeline, plan)
+            Applier(self, self._redis, lease, self.settings.grace_seconds, tell).apply(pipeline, plan)
             left = self._planned(pipeline) if only else Plan(())
             self._note_left(pipeline if left.creates or left.of(Action.SWITCH) else None)
             for relation in pipeline:
@@ -170,8 +175,8 @@ class RisingWaveEngine:
 
     def roll_back(self, tell: Tell | None = None) -> Plan:
         """Lets readers go back to what was live before the last switch. Raises `EngineError` when that is gone."""
-        with self._answering(), locked(self._redis), self._patiently():
-            return Applier(self, self._redis, self.settings.grace_seconds, tell).roll_back()
+        with self._answering(), locked(self._redis) as lease, self._patiently():
+            return Applier(self, self._redis, lease, self.settings.grace_seconds, tell).roll_back()
 
     def _planned(self, pipeline: Pipeline, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
         version = self.check(pipeline)
@@ -186,12 +191,13 @@ class RisingWaveEngine:
         return replace(plan, steps=tuple(replace(s, reason=why) if s.name in lost else s for s in plan.steps))
 
     def _emptied(self, deployment: Deployment) -> list[str]:
-        """Sinks whose keys Redis has lost together with their pointers: a RisingWave never sends again what it has sent."""
+        """Sinks whose keys Redis has lost together with their pointers: a RisingWave never sends again what it has sent. What it
+        has written since does not count: each has a marker from before it wrote anything."""
         with self._answering():
             return [
                 sink.name
                 for sink in deployment.unread
-                if sink.redis_name and not any(versions.document_keys(self._redis, sink.redis_name, str(sink.id)))
+                if sink.redis_name and not self._redis.exists(keys.marker(sink.redis_name, str(sink.id)))
             ]
 
     # -- what is there --------------------------------------------------------------------------------------------
@@ -218,7 +224,7 @@ class RisingWaveEngine:
                 *parts,
                 kind=_KINDS[row["relation_type"]],
                 progress=progress.get(str(row["name"])),
-                definition=self._masked(row["definition"]),
+                definition=str(row["definition"]),
                 replaced_at=replaced.get(str(row["name"])),
             )
             for row in found
@@ -282,7 +288,7 @@ class RisingWaveEngine:
             problems["engine"] = f"the RisingWave is recovering since {seen.recovering_since:%H:%M:%S} UTC"
         reader = next((v for v in deployment.versions if v.is_connection and v.is_live), None)
         return {
-            "slot": slot_name(self.settings.replication_slot, reader.id) if reader else None,
+            "slot": self._slot_of(reader) if reader else None,
             "slot_remedy": f"`recs apply --rebuild {reader.name}` makes a new one and reads the tables anew"
             if reader
             else "",
@@ -380,12 +386,14 @@ class RisingWaveEngine:
         for relation in copied:
             check_types(relation, columns.get(relation.options.get("table", ""), ()))
 
-    def prepare(self, pipeline: Pipeline) -> None:
-        """Creates topics and catalog tables that are missing, and sets how often the cluster makes changes visible."""
+    def prepare(self, created: Sequence[Relation]) -> None:
+        """Creates topics and catalog tables that are missing, of what is about to be created: what is there goes on without Kafka
+        or PostgreSQL. And sets how often the cluster makes changes visible."""
         settings = self.settings
-        servers, count = settings.require("kafka_bootstrap_servers"), settings.kafka_partitions
-        ensure_topics(servers, pipeline.topics, count, compacted=pipeline.keyed_topics)
-        if any("table" in relation.options for relation in pipeline):
+        if topics := {relation.topic: relation.is_keyed for relation in created if relation.topic}:
+            servers, count = settings.require("kafka_bootstrap_servers"), settings.kafka_partitions
+            ensure_topics(servers, topics, count, compacted={topic for topic, is_keyed in topics.items() if is_keyed})
+        if any("table" in relation.options for relation in created):
             ensure_catalog(settings.require("postgres_url"))
         wanted = str(self.settings.barrier_interval_ms)
         if self.parameters().get("barrier_interval_ms") != wanted:
@@ -395,11 +403,13 @@ class RisingWaveEngine:
         """Begins to build a version; a view is built in the background, `progress` says how far."""
         is_view = relation.kind is Kind.VIEW and relation.is_materialized
         self._do(f"SET BACKGROUND_DDL = {'true' if is_view else 'false'}")
-        self._do(statement(relation, targets, self.settings.seen_by_risingwave()))
+        self._do(statement(relation, targets, self.settings.seen_by_risingwave()), BUILD_SECONDS)
 
     def wait(self) -> None:
-        """Comes back when nothing is built in the background any more."""
-        self._do("WAIT")
+        """Comes back when nothing is built in the background any more, or the engine does not care to wait any longer: others may
+        build in it, too."""
+        with suppress(QueryError):
+            self._do("WAIT", BUILD_SECONDS, refused=QueryError)
 
     def filling(self, relation: Relation, version: VersionId) -> tuple[int, int] | None:
         """Of a table of PostgreSQL: the rows it has here, and there; None for what has none to wait for.
@@ -432,9 +442,13 @@ class RisingWaveEngine:
 
     def publish(self, name: str, version: VersionId) -> None:
         """Lets the public name stand for a version, in one step for whoever reads it."""
-        views = {row["name"] for row in self._rows("SELECT name FROM rw_catalog.rw_views")}
+        views = {str(row["name"]) for row in self._rows("SELECT name FROM rw_catalog.rw_views")}
         for text in publication(name, version, views):
             self._do(text)
+        for helper in helpers(name, views) | {helper_of(name, version, views)} if name in views else ():
+            # what somebody else reads of it stays on the version it was made of, as theirs does: that is told when it is dropped
+            with suppress(QueryError):
+                self._do(f"DROP VIEW IF EXISTS {helper}", refused=QueryError)
 
     def unpublish(self, name: str) -> None:
         self._do(f"DROP VIEW IF EXISTS {name}")
@@ -443,7 +457,15 @@ class RisingWaveEngine:
         """A connection takes its replication slot along. Raises `SourceError` where that is still held."""
         self._do(removal(version))
         if version.is_connection:
-            drop_slot(self.settings.require("postgres_url"), slot_name(self.settings.replication_slot, version.id))
+            self.drop_slot(self._slot_of(version))
+
+    def _slot_of(self, connection: Version) -> str:
+        """As it was made; the settings may name others by now."""
+        return connection.slot or slot_name(self.settings.replication_slot, connection.id)
+
+    def drop_slot(self, slot: str) -> None:
+        """Raises `SourceError` where PostgreSQL is away, or something still holds it."""
+        drop_slot(self.settings.require("postgres_url"), slot)
 
     # -- questions ------------------------------------------------------------------------------------------------
 
@@ -461,8 +483,8 @@ class RisingWaveEngine:
         with self._asking(EngineError), self._connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(sql.encode()).fetchall()
 
-    def _do(self, sql: str) -> None:
-        with self._translated(EngineError):
+    def _do(self, sql: str, seconds: float = PATIENT_SECONDS, refused: type[EngineError] = EngineError) -> None:
+        with self._asking(refused, seconds):
             self._connection.execute(sql.encode())
 
     @contextmanager
@@ -475,15 +497,16 @@ class RisingWaveEngine:
             self._timeout = timeout
 
     @contextmanager
-    def _asking(self, refused: type[EngineError]) -> Iterator[None]:
+    def _asking(self, refused: type[EngineError], seconds: float | None = None) -> Iterator[None]:
         """As `_translated`; what is not answered in time ends with `EngineUnavailable`, and so does the connection."""
-        with self._translated(refused), hung_up_after(self._timeout, self._connection) as is_late:
+        seconds = self._timeout if seconds is None else seconds
+        with self._translated(refused), hung_up_after(seconds, self._connection) as is_late:
             try:
                 yield
             except psycopg.OperationalError:
                 if is_late():
                     raise EngineUnavailable(
-                        f"RisingWave at {self._address} does not answer within {self._timeout:,g} s"
+                        f"RisingWave at {self._address} does not answer within {seconds:,g} s"
                     ) from None
                 raise
 
@@ -511,12 +534,14 @@ def _standing(deployment: Deployment) -> list[Version]:
 
 
 def _has_gone_back(deployment: Deployment, files: Pipeline) -> bool:
-    """Whether a version that the files want was live, and another one is now."""
+    """Whether a version that the files want was live, and another one is now. A sink that only Redis has lost the pointer of
+    says nothing of that."""
     wanted, live = {r.name: r.fingerprint for r in files}, deployment.live
+    unread = {sink.name for sink in deployment.unread}
     return any(
         v.replaced_at is not None and not v.is_live and wanted.get(v.name) == v.id.fingerprint
         for v in deployment.versions
-        if v.name not in live or live[v.name].fingerprint != v.id.fingerprint
+        if v.name not in unread and (v.name not in live or live[v.name].fingerprint != v.id.fingerprint)
     )
 
 

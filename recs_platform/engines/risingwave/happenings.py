@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from recs_platform.deployment import Deployment
+from recs_platform.deployment import Deployment, mentioned
 from recs_platform.pipeline import Kind
 
-NEWS = timedelta(minutes=2)  # for which a sink that failed counts as failing: it tries again after about a minute
+NEWS = timedelta(
+    seconds=200
+)  # for which a sink that failed counts as failing: it tries again after three minutes at the latest
+BARRIERS = timedelta(minutes=2)  # for which one that took long says something of now
+SILENT = timedelta(minutes=1)  # without a barrier: there are several a second, and this clock may differ a little
 RECOVERIES = ("GLOBAL_RECOVERY", "DATABASE_RECOVERY")  # of all, and of one database where the licence allows that
 QUERY = (
     'SELECT event_type, info, "timestamp" FROM rw_catalog.rw_event_logs WHERE event_type IN '
@@ -25,7 +29,8 @@ Event = dict[str, Any]
 @dataclass(frozen=True)
 class Happenings:
     """`failing_sinks`: the newest failure of each live sink, while it is news; may hold secrets. `barrier_seconds`: how long
-    the slowest of the last barriers took, None where none is news. `recovering_since`: of a recovery that has not ended.
+    the slowest of the last barriers took, or has not come to its end; None where none is news. `recovering_since`: of a recovery
+    that has not ended.
     """
 
     failing_sinks: Mapping[str, str] = field(default_factory=dict)
@@ -35,9 +40,9 @@ class Happenings:
 
 def happenings(deployment: Deployment, rows: Callable[[str], list[Event]]) -> Happenings:
     """`rows` asks the engine."""
-    events = rows(QUERY)
-    news = [event for event in events if datetime.now(UTC) - event["timestamp"] < NEWS]
-    return Happenings(_failing_sinks(deployment, news), _barrier_seconds(news), _recovering_since(events))
+    events, now = rows(QUERY), datetime.now(UTC)
+    news = [event for event in events if now - event["timestamp"] < NEWS]
+    return Happenings(_failing_sinks(deployment, news), _barrier_seconds(events, now), _recovering_since(events))
 
 
 def _failing_sinks(deployment: Deployment, news: Sequence[Event]) -> dict[str, str]:
@@ -45,16 +50,20 @@ def _failing_sinks(deployment: Deployment, news: Sequence[Event]) -> dict[str, s
     there = [v for v in deployment.versions if v.kind == Kind.SINK and v.is_live] + deployment.unread
     found = dict[str, str]()
     for event in _of("SINK_FAIL", news):
-        name = next((v.name for v in there if v.physical_name in str(event["info"])), None)
+        failed = {_told(event).get("sinkName")} if _told(event).get("sinkName") else set(mentioned(str(event["info"])))
+        name = next((v.name for v in there if v.physical_name in failed), None)
         if name and name not in found:
             error = _told(event).get("error") or in_words(event["info"])
             found[name] = f"{name} failed at {event['timestamp']:%H:%M:%S} UTC: {error}"
     return found
 
 
-def _barrier_seconds(news: Sequence[Event]) -> float | None:
-    found = [_told(event).get("durationSec") for event in _of("BARRIER_COMPLETE", news)]
-    return max((float(seconds) for seconds in found if seconds is not None), default=None)
+def _barrier_seconds(events: Sequence[Event], now: datetime) -> float | None:
+    barriers = _of("BARRIER_COMPLETE", events)
+    news = [event for event in barriers if now - event["timestamp"] < BARRIERS]
+    found = [float(seconds) for event in news if (seconds := _told(event).get("durationSec")) is not None]
+    silent = now - max((event["timestamp"] for event in barriers), default=now)
+    return max([*found, *([round(silent.total_seconds(), 1)] if silent > SILENT else [])], default=None)
 
 
 def _recovering_since(events: Sequence[Event]) -> datetime | None:

@@ -67,6 +67,16 @@ def _messages(kafka: str, place: tuple[str, int], first: int, end: int) -> int:
     return sum(first <= (message.offset() or 0) < end and _is_read(message) for message in found)
 
 
+@lru_cache(maxsize=1_000)
+def _sent_at(kafka: str, place: tuple[str, int], offset: int) -> datetime | None:
+    """When the message at an offset was sent, or the next there is; None where nobody can say."""
+    topic, partition = place
+    with suppress(SourceError):
+        for message in read(kafka, topic, {partition: Span(offset, offset + 1)}, READ_SECONDS, quiet_seconds=0.0):
+            return datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC)
+    return None
+
+
 def _is_read(message: Message) -> bool:
     """A tombstone without a key never reaches a source's rows."""
     return message.value() is not None or message.key() is not None
@@ -82,6 +92,8 @@ def _partition(
         with suppress(SourceError):
             lag = _messages(kafka, place, following, end)
             end = following + lag
+    if lag and (newest is None or newest > now):  # nothing is known of what was read, or a producer's clock is ahead
+        newest = _sent_at(kafka, place, following)
     waits = (now - newest).total_seconds() if newest and lag else 0.0
     return {
         "topic": place[0],

@@ -10,17 +10,17 @@ from recs_platform.settings import Settings, passwords_of
 _SECRET_OPTION = re.compile(
     r"((?:password|secret|token)[\w.]*\"?\s*[:=]\s*)(?:'(?:[^']|'')*'|\"[^\"]*\"|[^\s,)'\"]+)", re.IGNORECASE
 )
-_URL_PASSWORD = re.compile(r"(://[^:/@\s']*:)[^@\s']+(?=@)")
+# up to the last @ there is: a password may hold one
+_URL_PASSWORD = re.compile(r"(://[^:/@\s'\"]*:)[^\s'\"]+(?=@)")
 _TELLING = 8  # a password that short is a word like any other: it is masked where it stands as one, and nowhere else
 
 
 def without_secrets(text: str, secrets: Sequence[str]) -> str:
     """The text with every option that sounds like a secret, every password of a URL, and every known one as `***`."""
-    text = _URL_PASSWORD.sub(r"\1***", _SECRET_OPTION.sub(r"\1'***'", text))
-    for secret in secrets:
+    for secret in secrets:  # before anything cuts one of them short
         if len(secret) >= _TELLING:
             text = text.replace(secret.replace("'", "''"), "***").replace(secret, "***")
-    return text
+    return _URL_PASSWORD.sub(r"\1***", _SECRET_OPTION.sub(r"\1'***'", text))
 
 
 def secrets_of(settings: Settings) -> list[str]:

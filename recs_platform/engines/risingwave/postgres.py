@@ -10,6 +10,7 @@ from recs_platform.catalog import connected
 from recs_platform.errors import SourceError
 
 SLOT_SECONDS = 15.0
+COUNT_SECONDS = 60.0  # somebody may hold the table, and a large one takes its time
 
 
 def major_version(url: str) -> int:
@@ -18,7 +19,7 @@ def major_version(url: str) -> int:
 
 
 def count_rows(url: str, table: str) -> int:
-    with connected(url) as connection:
+    with connected(url, COUNT_SECONDS) as connection:
         name = sql.Identifier(*table.split("."))
         row = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(name)).fetchone()
         return int(row[0]) if row else 0
@@ -27,7 +28,7 @@ def count_rows(url: str, table: str) -> int:
 def drop_slot(url: str, slot: str) -> None:
     """RisingWave leaves it there, and PostgreSQL would keep its log for it."""
     deadline = time.monotonic() + SLOT_SECONDS
-    with connected(url) as connection:
+    with connected(url, SLOT_SECONDS) as connection:
         connection.autocommit = True
         while rows := connection.execute(
             "SELECT active FROM pg_replication_slots WHERE slot_name = %s", [slot]

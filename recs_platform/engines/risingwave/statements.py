@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -59,15 +60,25 @@ def slot_name(prefix: str, version: VersionId) -> str:
 def publication(name: str, version: VersionId, views: set[str]) -> list[str]:
     """The statements after which a public name stands for a version, given the views that are there.
 
-    Swapping the names of two views is one step; a helper left by a switch that was cut short is removed first.
+    Swapping the names of two views is one step. The helper stands for the former version then, and is to be dropped.
     """
     selected = f"AS SELECT * FROM {physical_name(name, version)}"
     if name not in views:
         return [f"CREATE VIEW {name} {selected}"]
-    helper = f"{name}__next"
-    left_over = [f"DROP VIEW {helper}"] if helper in views else []
-    swap = [f"CREATE VIEW {helper} {selected}", f"ALTER VIEW {name} SWAP WITH {helper}", f"DROP VIEW {helper}"]
-    return [*left_over, *swap]
+    helper = helper_of(name, version, views)
+    return [f"CREATE VIEW {helper} {selected}", f"ALTER VIEW {name} SWAP WITH {helper}"]
+
+
+def helper_of(name: str, version: VersionId, views: set[str]) -> str:
+    """A name that no view has, of those that `helpers` finds."""
+    wanted = f"{name}__next_{version}"
+    return next(n for i in itertools.count() if (n := f"{wanted}x{i}" if i else wanted) not in views)
+
+
+def helpers(name: str, views: set[str]) -> set[str]:
+    """What switches of a name have left: one that was cut short, or one of whose former view somebody else reads."""
+    ours = re.compile(rf"{name}__next(_[0-9a-f]{{8}}(_\d+)?(x\d+)?)?")
+    return {view for view in views if ours.fullmatch(view)}
 
 
 def removal(version: Version) -> str:
