@@ -86,7 +86,19 @@ def test_a_repair_is_due_at_the_second_look_and_once() -> None:
     for now in (220.0, 280.0):
         incidents, due = follow(incidents, ["a"], now)
         assert not due, "what did not help is not tried again"
-    assert incidents == {"a": Incident(100.0, 4, 160.0)}
+    assert incidents == {"a": Incident(100.0, 4, 160.0, 1, "a since 100")}
+
+
+def test_one_that_came_to_nothing_is_tried_again_a_few_times() -> None:
+    incidents, _ = follow({"a": Incident(100.0, 1), "b": Incident(100.0, 1)}, ["a", "b"], 160.0)
+    runs = {incidents["a"].run}
+    assert not follow(incidents, ["a", "b"], 220.0, failed=["a"])[1], "not at once"
+    for now in (500.0, 900.0):
+        incidents, due = follow(incidents, ["a", "b"], now, failed=["a"])
+        assert due == ["a"]
+        runs.add(incidents["a"].run)
+    assert runs == {"a since 100; b since 100", "a since 100, again (1)", "a since 100, again (2)"}
+    assert not follow(incidents, ["a", "b"], 9_000.0, failed=["a"])[1]
 
 
 def test_what_was_well_again_in_between_is_another_incident() -> None:
@@ -116,6 +128,6 @@ def test_incidents_outlive_the_process() -> None:
     assert repairs.load(repairs.dump(incidents)) == incidents
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"a": 1}', '{"a": [1, 2, 3, 4]}'])
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"a": 1}', '{"a": [1, 2, 3, 4, 5, 6]}'])
 def test_incidents_that_cannot_be_read_are_begun_anew(text: str | None) -> None:
     assert repairs.load(text) == {}

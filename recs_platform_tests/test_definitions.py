@@ -19,11 +19,13 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
+from recs_platform import repairs
 from recs_platform.audit import audit as audited
 from recs_platform.catalog import ensure_catalog
 from recs_platform.cli import main
 from recs_platform.definitions import defs
 from recs_platform.defs import catalog, health, stream
+from recs_platform.defs.incidents import failed
 from recs_platform.defs.observe import observer
 from recs_platform.defs.resources import Platform
 from recs_platform.engines import connect
@@ -410,6 +412,13 @@ def test_a_sink_that_stays_wrong_is_written_anew_once(shop: Shop, monkeypatch: p
     [request] = second.run_requests or []
     assert request.asset_selection == [dg.AssetKey("products_sink")]
     assert not evaluated(health.sink_health(pipeline), second.cursor)[1].run_requests, "once an incident"
+    known = repairs.load(str(second.cursor).split("\n")[1])
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert failed(instance, known) == set(), "nobody knows of a run"
+        for status in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE):
+            run = dg.DagsterRun(job_name="resync_sinks", status=status, tags={"dagster/run_key": str(request.run_key)})
+            instance.add_run(run)
+            assert failed(instance, known) == ({"products_sink"} if status is dg.DagsterRunStatus.FAILURE else set())
 
     with connect() as engine:
         [audit] = audited(engine, pipeline, shop.redis_url, None, ["products_sink"])
@@ -523,7 +532,10 @@ def test_a_slot_that_is_lost_under_an_engine_that_does_not_retake_it_has_the_cat
 
     def ticked() -> list[str]:
         nonlocal cursor
-        with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:
+        with (
+            dg.DagsterInstance.ephemeral() as instance,
+            dg.build_sensor_context(instance, cursor, resources={"platform": Platform()}) as context,
+        ):
             result = catalog.slot_health(pipeline)(context)
         assert isinstance(result, dg.SensorResult)
         cursor = result.cursor

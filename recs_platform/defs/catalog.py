@@ -9,6 +9,7 @@ import dagster as dg
 
 from recs_platform import repairs
 from recs_platform.catalog_watch import Memory, look
+from recs_platform.defs.incidents import failed, requests
 from recs_platform.defs.news import News
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.stream import REBUILD, held_back
@@ -115,12 +116,12 @@ def slot_health(pipeline: Pipeline) -> dg.SensorDefinition:
         else:
             put_off = held_back(platform, lost) if lost else ""
             words = f"{words}; {put_off}" if put_off else words
-            after, due = repairs.follow(before, lost, time.time(), may_repair=may_repair and not put_off)
-        key = "; ".join(f"{name} since {after[name].since:.0f}" for name in due)
+            came_to_nothing = failed(context.instance, before)
+            after, due = repairs.follow(
+                before, lost, time.time(), may_repair=may_repair and not put_off, failed=came_to_nothing
+            )
         return dg.SensorResult(
-            run_requests=[dg.RunRequest(run_key=key, asset_selection=[dg.AssetKey(name) for name in due])]
-            if due
-            else [],
+            run_requests=requests(due, after),
             skip_reason=None if due else words,
             cursor=repairs.dump(after),
         )

@@ -11,6 +11,7 @@ import dagster as dg
 
 from recs_platform import repairs
 from recs_platform.audit import NOTHING, Audit, audit
+from recs_platform.defs.incidents import failed, requests
 from recs_platform.defs.news import News
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.specs import shows_otherwise
@@ -204,13 +205,14 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
         mendable = [a.sink for a in found if a.can_be_mended]
         put_off = held_back(platform, mendable) if mendable else ""
         unseen = [a.sink for a in found if not a.is_known]
+        known = repairs.load(incidents_before)
         incidents, to_mend = repairs.follow(
-            repairs.load(incidents_before), mendable, now, unseen, _may_repair(platform) and not put_off
+            known, mendable, now, unseen, _may_repair(platform) and not put_off, failed(context.instance, known)
         )
         wrong = {s: wrong[s] for s in unseen if s in wrong} | {a.sink: a.wrong[:WRONG_KEPT] for a in found if a.wrong}
         return dg.SensorResult(
             asset_events=[dg.AssetCheckEvaluation(**_of_audit(a)) for a in due],
-            run_requests=[_resync(to_mend, incidents)] if to_mend else [],
+            run_requests=requests(to_mend, incidents),
             skip_reason=None
             if to_mend
             else "; ".join([*problems, *([put_off] if put_off else [])]) or f"{len(found)} sinks are in Redis",
@@ -233,12 +235,6 @@ def _may_repair(platform: Platform) -> bool:
         return platform.settings().repair_sinks
     except RecsError:  # a setting that is wrong: the checks say so
         return False
-
-
-def _resync(sinks: Sequence[str], incidents: repairs.Incidents) -> dg.RunRequest:
-    """The run's key is the incident: Dagster starts it once."""
-    key = "; ".join(f"{sink} since {incidents[sink].since:.0f}" for sink in sinks)
-    return dg.RunRequest(run_key=key, asset_selection=[dg.AssetKey(sink) for sink in sinks])
 
 
 def _audits(take: Callable[[], Sequence[Audit]], pipeline: Pipeline) -> Sequence[Audit]:

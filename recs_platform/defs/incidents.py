@@ -1,0 +1,30 @@
+"""Incidents and the runs that repair them, in Dagster's words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from recs_platform.repairs import TRIES, Incidents
+
+RUN_KEY = "dagster/run_key"
+
+
+def requests(due: Sequence[str], incidents: Incidents) -> list[dg.RunRequest]:
+    """One run for all that are due. Its key is the incidents': Dagster starts it once."""
+    if not due:
+        return []
+    return [dg.RunRequest(run_key=incidents[due[0]].run, asset_selection=[dg.AssetKey(name) for name in due])]
+
+
+def failed(instance: dg.DagsterInstance, incidents: Incidents) -> set[str]:
+    """Those whose last try ended without having done what it was to do."""
+    return {
+        name for name, incident in incidents.items() if 0 < incident.tries < TRIES and _failed(instance, incident.run)
+    }
+
+
+def _failed(instance: dg.DagsterInstance, run_key: str) -> bool:
+    runs = instance.get_runs(filters=dg.RunsFilter(tags={RUN_KEY: run_key}), limit=1)
+    return bool(runs) and runs[0].status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
