@@ -258,47 +258,53 @@ class RisingWaveEngine:
 
     def status(self) -> Status:
         """`partitions`, from the views that are there for it. A part that cannot be asked is a problem, and the others are told."""
-        problems = dict[str, str]()
+        problems, files = dict[str, str](), Pipeline.of(self.settings)
+        deployment, left = self._as_far_as_told(problems)
+        seen = self._asked(problems, "events", lambda: happenings(deployment, self._rows), Happenings())
+        self._note(seen, problems)
+        reader = next((v for v in deployment.versions if v.is_connection and v.is_live), None)
+        remedy = f"`recs apply --rebuild {reader.name}` makes a new one and reads the tables anew" if reader else ""
+        return {
+            "slot": self._slot_of(reader) if reader else None,
+            "slot_remedy": remedy,
+            "barrier_seconds": seen.barrier_seconds,
+            "relations": [
+                RelationStatus(name=v.name, kind=v.kind, fingerprint=v.id.fingerprint, rows=None)
+                for v in _standing(deployment)
+            ],
+            "building": {v.physical_name: v.progress or "" for v in deployment.versions if not v.is_whole},
+            "partitions": self._partitions(files, deployment, problems),
+            "problems": problems,
+            "gone_back": left == files.digest or _has_gone_back(deployment, files),
+        }
+
+    def _as_far_as_told(self, problems: dict[str, str]) -> tuple[Deployment, str | None]:
+        """Without what Redis knows where that is away; and the files of which a part was left."""
         progress = self._asked(problems, "progress", self.progress, dict[str, str]())
         try:
             with self._answering():
                 deployment = self._found(progress, replacements(self._redis), self._pointed_to)
-                left = self._redis.get(keys.LEFT)
+                return deployment, cast(str | None, self._redis.get(keys.LEFT))
         except StoreUnavailable as error:
-            deployment, left = self._found(progress, {}, lambda _: set()), None
             problems["redis"] = str(error)
-        relations = [
-            RelationStatus(name=v.name, kind=v.kind, fingerprint=v.id.fingerprint, rows=None)
-            for v in _standing(deployment)
-        ]
-        building = {v.physical_name: v.progress or "" for v in deployment.versions if not v.is_whole}
-        files, live = Pipeline.of(self.settings), deployment.live
-        kafka = self.settings.require("kafka_bootstrap_servers")
-        found = list[PartitionStatus]()
+            return self._found(progress, {}, lambda _: set()), None
+
+    def _partitions(self, files: Pipeline, deployment: Deployment, problems: dict[str, str]) -> list[PartitionStatus]:
+        found, kafka = list[PartitionStatus](), self.settings.require("kafka_bootstrap_servers")
         try:
+            live = deployment.live
             found = self._asked(problems, "partitions", lambda: partitions(files, live, kafka, self._rows), found)
         except KafkaException as error:
             problems["kafka"] = f"Kafka at {hosts(kafka)}: {describe(error)}"
         problems |= {f"kafka/{topic}": words for topic, words in begun_anew(found, files).items()}
-        seen = self._asked(problems, "events", lambda: happenings(deployment, self._rows), Happenings())
+        return found
+
+    def _note(self, seen: Happenings, problems: dict[str, str]) -> None:
         for sink, words in seen.failing_sinks.items():
             # masked before it is cut, or half a password would be left
             problems[f"redis/{sink}"] = self._masked(words)[:LONGEST_PROBLEM]
         if seen.recovering_since:
             problems["engine"] = f"the RisingWave is recovering since {seen.recovering_since:%H:%M:%S} UTC"
-        reader = next((v for v in deployment.versions if v.is_connection and v.is_live), None)
-        return {
-            "slot": self._slot_of(reader) if reader else None,
-            "slot_remedy": f"`recs apply --rebuild {reader.name}` makes a new one and reads the tables anew"
-            if reader
-            else "",
-            "barrier_seconds": seen.barrier_seconds,
-            "relations": relations,
-            "building": building,
-            "partitions": found,
-            "problems": problems,
-            "gone_back": left == files.digest or _has_gone_back(deployment, files),
-        }
 
     @staticmethod
     def _asked(problems: dict[str, str], part: str, ask: Callable[[], T], otherwise: T) -> T:
