@@ -68,5 +68,5 @@ lock: install  ## write requirements.lock anew from pyproject.toml
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean:  ## stop the stack; remove .venv, the state of the stack and what was measured
-	@test ! -x $(BIN)/recs || $(BIN)/recs down
+	@test ! -x $(BIN)/recs || { $(BIN)/recs down && $(BIN)/python -m recs_platform.stack.clean; }
 	rm -rf .venv .recs .bench

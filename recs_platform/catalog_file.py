@@ -197,6 +197,8 @@ def _required(text: str) -> str:
 def _optional(text: str) -> str | None:
     if "\0" in text:
         raise ValueError("holds a NUL character, which PostgreSQL cannot store")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("holds a half of a character (a lone surrogate), which no text can")
     return text or None
 
 

@@ -171,7 +171,7 @@ def _judged(found: Sequence[DeadLetter], fix: Fix | None, judges: _Judges, repor
         try:
             puts.append(_Put(letter, fix(letter.payload) if fix else letter.payload or b""))
         except ValueError as error:
-            report.unfit[f"the fix fails: {str(error).splitlines()[0]}"] += 1
+            report.unfit[f"the fix fails: {str(error).partition(chr(10))[0]}"] += 1
     reasons = judges.reasons(puts[0].letter.label, [put.payload for put in puts]) if puts else []
     report.unfit.update(reason for reason in reasons if reason is not None)
     return [put for put, reason in zip(puts, reasons, strict=True) if reason is None]

@@ -76,6 +76,11 @@ def _check_engine(name: str) -> None:
         raise SettingsError(f"{name!r}: {LOCAL} or {RISINGWAVE} is wanted")
 
 
+def _check_port(port: int) -> None:
+    if not 0 <= port <= 65535:
+        raise SettingsError(f"{port} is no port: 0 to 65535 is wanted")
+
+
 def _setting(
     variable: str,
     default: Any,
@@ -83,7 +88,7 @@ def _setting(
     *,
     secret: bool = False,
     endpoint: bool = False,
-    check: Callable[[str], object] | None = None,
+    check: Callable[[Any], object] | None = None,
 ) -> Any:
     """`check` raises `SettingsError` for a value that cannot be used, without naming the variable."""
     metadata = {"variable": variable, "help": help, "secret": secret, "endpoint": endpoint, "check": check}
@@ -208,12 +213,24 @@ class Settings:
     api_token: str = _setting(
         "RECS_API_TOKEN", "", "the token the HTTP API is asked with; none on loopback", secret=True
     )
-    kafka_port: int = _setting("RECS_KAFKA_PORT", 0, "port of the embedded broker; 0 takes a free one")
-    postgres_port: int = _setting("RECS_POSTGRES_PORT", 0, "port of the embedded PostgreSQL; 0 takes a free one")
-    redis_port: int = _setting("RECS_REDIS_PORT", 0, "port of the embedded Valkey; 0 takes a free one")
-    engine_port: int = _setting("RECS_ENGINE_PORT", 0, "port the engine answers queries on; 0 takes a free one")
-    dagster_port: int = _setting("RECS_DAGSTER_PORT", 3000, "port of the Dagster UI; taken already: a free one")
-    api_port: int = _setting("RECS_API_PORT", 8080, "port of the HTTP API; taken already: a free one")
+    kafka_port: int = _setting(
+        "RECS_KAFKA_PORT", 0, "port of the embedded broker; 0 takes a free one", check=_check_port
+    )
+    postgres_port: int = _setting(
+        "RECS_POSTGRES_PORT", 0, "port of the embedded PostgreSQL; 0 takes a free one", check=_check_port
+    )
+    redis_port: int = _setting(
+        "RECS_REDIS_PORT", 0, "port of the embedded Valkey; 0 takes a free one", check=_check_port
+    )
+    engine_port: int = _setting(
+        "RECS_ENGINE_PORT", 0, "port the engine answers queries on; 0 takes a free one", check=_check_port
+    )
+    dagster_port: int = _setting(
+        "RECS_DAGSTER_PORT", 3000, "port of the Dagster UI; taken already: a free one", check=_check_port
+    )
+    api_port: int = _setting(
+        "RECS_API_PORT", 8080, "port of the HTTP API; taken already: a free one", check=_check_port
+    )
     kafka_partitions: int = _setting(
         "RECS_KAFKA_PARTITIONS", 4, "partitions of the topics we create in a Kafka of yours"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +31,8 @@ def open_text(path: Path) -> Iterator[TextIO]:
             yield text
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start} of a block)") from None
-    except EOFError:
-        raise SourceError(f"{path}: the gzip file ends too early; fetch it again") from None
+    except (EOFError, zlib.error):
+        raise SourceError(f"{path}: the gzip file is damaged, or ends too early: fetch it again") from None
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror or error}") from None
     except csv.Error as error:

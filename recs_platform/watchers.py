@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.request import Request, urlopen
+from urllib.request import Request
+
+from recs_platform import http_ask
 
 SECONDS = 5.0
 WEB_SERVER = "web server"
@@ -54,7 +56,7 @@ def graphql(dagster_url: str, query: str) -> dict[str, Any]:
     """What Dagster's web server says. Raises `OSError` where it does not answer, `ValueError` or `KeyError` where it is none."""
     question = json.dumps({"query": query}).encode()
     request = Request(f"{dagster_url}/graphql", question, {"Content-Type": "application/json"})
-    with urlopen(request, timeout=SECONDS) as answer:
+    with http_ask.ask(request, SECONDS) as answer:
         data: dict[str, Any] = json.load(answer)["data"]
         return data
 

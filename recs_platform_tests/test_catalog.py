@@ -20,6 +20,7 @@ from recs_platform.catalog import (
     read_catalog,
     seed,
 )
+from recs_platform.catalog_file import read_products
 from recs_platform.errors import SourceError
 
 TEA = Product("p1", "Tea", "food", Decimal("4.50"), "Green.", "https://example.com/tea.jpg", True)
@@ -44,7 +45,7 @@ def test_a_role_that_may_not_create_is_content_with_tables_that_exist(postgres_u
     with psycopg.connect(postgres_url) as connection:
         connection.execute("DROP ROLE IF EXISTS modest")
         connection.execute("CREATE ROLE modest")
-    assert ensure_catalog(postgres_url + "?options=-c%20role%3Dmodest") == ()
+    assert ensure_catalog(postgres_url + "&options=-c%20role%3Dmodest") == ()
 
 
 def test_empty_tables_are_seeded_and_others_are_not(postgres_url: str) -> None:
@@ -118,11 +119,25 @@ def test_what_is_wrong_is_named_with_line_and_column(tmp_path: Path, text: str, 
     assert complaint in str(caught.value)
 
 
+def test_a_damaged_gzip_is_named_wherever_it_is_damaged(tmp_path: Path) -> None:
+    whole = gzip.compress("\n".join(["product_id,name", *(f"p{i},{i * 7919}" for i in range(500))]).encode())
+    for at in range(12, len(whole) - 9, 37):
+        (tmp_path / "broken.gz").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF, 0xFF]) + whole[at + 2 :])
+        with pytest.raises(SourceError, match="broken.gz"):
+            read_products(tmp_path / "broken.gz")
+
+
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "odd.jsonl").write_text('{"product_id": "p1", "name": "Tea \\ud800"}\n')
+    with pytest.raises(SourceError, match=r"odd.jsonl:1: name: holds a half of a character"):
+        read_products(tmp_path / "odd.jsonl")
+
+
 def test_a_broken_gzip_and_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     broken, latin = tmp_path / "broken.gz", tmp_path / "latin.csv"
     broken.write_bytes(gzip.compress(b"product_id,name\np1,Tea\n" * 1000)[:40])
     latin.write_bytes("product_id,name\np1,Käse\n".encode("latin-1"))
-    with pytest.raises(SourceError, match=r"broken.gz: the gzip file ends too early"):
+    with pytest.raises(SourceError, match=r"broken.gz: the gzip file is damaged, or ends too early"):
         load_catalog(broken, "")
     with pytest.raises(SourceError, match=r"latin.csv: not UTF-8 text"):
         load_catalog(latin, "")

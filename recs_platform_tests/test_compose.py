@@ -62,6 +62,25 @@ def test_the_passwords_are_made_once_and_kept_private(tmp_path: Path) -> None:
     assert all(len(found[name]) >= 32 for name in PASSWORDS)
 
 
+def test_what_the_file_says_already_stays(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    path.write_text("# mine\nAWS_SECRET=mine\nRECS_CATALOG=upserts\nRECS_REDIS_URL=redis://elsewhere:6379/0\n")
+    path.chmod(0o644)
+    write_environment(path)
+    text = path.read_text()
+    assert text.startswith("# mine\nAWS_SECRET=mine\nRECS_CATALOG=upserts\n")
+    assert text.count("RECS_REDIS_URL=") == 1
+    assert set(PASSWORDS) <= set(re.findall(r"^(\w+)=", text, re.MULTILINE))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_those_who_look_find_dagster_and_what_another_has_seen() -> None:
+    for name in ("api", "dagster-webserver", "dagster-daemon"):
+        service = COMPOSE["services"][name]
+        assert "state:/app/.recs" in service["volumes"]
+        assert service["environment"]["RECS_DAGSTER_URL"] == "http://dagster-webserver:3000"
+
+
 def test_what_it_writes_is_what_recs_reads(tmp_path: Path) -> None:
     write_environment(tmp_path / ".env")
     found = dict(re.findall(r"^(\w+)=(.*)$", (tmp_path / ".env").read_text(), re.MULTILINE))

@@ -292,6 +292,8 @@ def test_the_command(shop: Shop, engine: StreamEngine, monkeypatch: pytest.Monke
     found = json.loads(run(main, ["dead-letters", "--topic", "purchases", "--json"]).output)
     assert [(g["reason"], g["count"], g["sample"]) for g in found] == [("not a JSON object", 1, "[]")]
     assert "No dead letters." in run(main, ["dead-letters", "--reason", "none such"]).output
+    misplaced = run(main, ["dead-letters", "--topic", "purchases", "replay", "--dry-run"])
+    assert (misplaced.exit_code, "options stand after the command" in misplaced.output) == (2, True)
     done = run(
         main, ["dead-letters", "replay", "--fix", ".user_id = 5", "--reason", "user_id missing or not an integer"]
     )

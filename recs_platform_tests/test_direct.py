@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
+from recs_platform.engines.local.client import _plain
 from recs_platform.errors import QueryError
 from recs_platform.serving import direct
 
@@ -54,6 +57,24 @@ def test_placeholders_and_parameters_are_to_match(sql: str, params: list[object]
 def test_mixed_styles_are_refused() -> None:
     with pytest.raises(QueryError, match="mixes placeholder styles"):
         direct.numbered("SELECT ?, $1", [1])
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (np.int64(5), 5), (np.float64(0.5), 0.5), (np.bool_(True), True), ([np.int64(1), 2], [1, 2]), (None, None),
+        (np.array([1, 2]), [1, 2]), (pd.Series(["a"]), ["a"]), (pd.Timestamp("2026-01-02T03:04:05Z"), "2026-01-02T03:04:05+00:00"),
+        (np.datetime64("2026-01-02T03:04:05"), "2026-01-02T03:04:05"),
+    ],
+)  # fmt: skip
+def test_parameters_may_come_from_a_dataframe(value: object, plain: object) -> None:
+    assert _plain(value) == plain
+
+
+@pytest.mark.parametrize("value", [{1}, b"x", object()])
+def test_a_parameter_of_another_kind_is_refused_by_its_type(value: object) -> None:
+    with pytest.raises(QueryError, match="is not supported"):
+        _plain(value)
 
 
 @pytest.mark.parametrize("params", ["abc", {"a": 1}, 5])

@@ -115,6 +115,15 @@ def test_a_list_is_short_only_when_the_shop_is(shop: Shop, recs: RecommendationS
     assert sorted(recs.get_user_recommendations(999, limit=1000)) == sorted(numbers(range(30)))
 
 
+def test_the_catalog_is_gone_through_while_most_of_it_is_sold_out(shop: Shop, recs: RecommendationStore) -> None:
+    shop.remove("trending_products", "v1")
+    shop.remove("products", "v1")
+    shop.stock(*(f"q{i}" for i in range(3_000)), in_stock=False)
+    shop.stock(*(f"p{i}" for i in range(600)))
+    found = recs.get_user_recommendations(999, limit=600)
+    assert sorted(found) == sorted(numbers(range(600)))
+
+
 def test_many_sold_out_products_are_gone_past(shop: Shop, recs: RecommendationStore) -> None:
     shop.stock(*numbers(range(14)), in_stock=False)
     shop.list_for(123, *numbers(range(20)))
@@ -394,13 +403,25 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def test_memory_of_good_answers_is_bounded(shop: Shop, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "ITEMS_KEPT", 4)  # of two answers, each with one product
+    monkeypatch.setattr(store, "ITEMS_KEPT", 8)  # two answers with one product each, to questions of three words
     with RecommendationStore(redis_url, on_error="last_good", clock=lambda: NOW) as recs:
         first = [recs.get_also_bought(f"p{i}", limit=1) for i in range(3)]
         shop.redis.flushall()
         assert [recs.get_also_bought(f"p{i}", limit=1) for i in (1, 2)] == first[1:]
         with pytest.raises(NotServed):
             recs.get_also_bought("p0", limit=1)
+
+
+def test_what_is_asked_for_counts_as_kept_and_what_is_empty_is_not(shop: Shop, redis_url: str) -> None:
+    with RecommendationStore(redis_url, on_error="last_good", clock=lambda: NOW) as recs:
+        for i in range(5):
+            assert recs.get_products([f"{i} {j}" for j in range(1_000)]) == []
+        assert recs._last_good is not None
+        assert recs._last_good._items == 0
+        recs.get_products(["p0", *(f"none {j}" for j in range(500))])
+        assert recs._last_good._items == 503
+        recs.get_products(["p0", *("x" * 200 + str(j) for j in range(900))])
+        assert recs._last_good._items == 503, "a question as long as a book is not kept"
 
 
 def test_an_unknown_choice_and_a_bad_url_are_named() -> None:

@@ -33,6 +33,8 @@ from recs_platform.settings import Settings, masked
         ("RECS_RISINGWAVE_POSTGRES_URL", "postgresql://u:hunter2@h:port/shop", "is wanted"),
         ("RECS_RISINGWAVE_URL", "root:hunter2@h:4566/dev", "is wanted"),
         ("RECS_ENGINE", "duckdb", "'duckdb': local or risingwave is wanted"),
+        ("RECS_KAFKA_PORT", "70000", "70000 is no port: 0 to 65535 is wanted"),
+        ("RECS_DAGSTER_PORT", "-1", "-1 is no port"),
         ("RECS_SIMULATE_RATE", "many", "='many': a number is wanted"),
         ("RECS_REPAIR_SINKS", "maybe", "='maybe': true or false is wanted"),
     ],

@@ -265,7 +265,7 @@ class TestFaults:
         self, settings: Settings, postgres_cluster: tuple[Cluster, int]
     ) -> None:
         cluster, port = postgres_cluster
-        name = settings.postgres_url.rpartition("/")[2]
+        name = settings.postgres_url.rpartition("/")[2].partition("?")[0]
         database = sql.Identifier(name)
         allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
         with psycopg.connect(cluster.url(port, "postgres"), autocommit=True) as admin, simulating(settings) as reports:

@@ -10,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import psycopg
@@ -18,12 +20,13 @@ import pytest
 import redis
 from confluent_kafka.admin import AdminClient
 
+from recs_platform import http_ask
 from recs_platform.awaiting import wait_until
 from recs_platform.errors import StackError
 from recs_platform.settings import LOCAL, RISINGWAVE, Settings
 from recs_platform.stack import process
 from recs_platform.stack.parts import PARTS, chosen, services
-from recs_platform.stack.postgres import cluster, postgres
+from recs_platform.stack.postgres import cluster, postgres, prepare, remove_home
 from recs_platform.stack.process import last_lines, marked, running
 from recs_platform.stack.service import Service, free_port, is_free
 from recs_platform.stack.state import PartState, StackState, State, load, save, secret, supervising, supervisor_pid
@@ -523,8 +526,45 @@ def test_root_runs_postgres_as_nobody_even_from_places_nobody_can_enter(
             assert psutil.Process(server.pid).username() == "nobody"
             assert tmp_path not in found.home.parents
             assert found.home in found.programs.parents
+        (tmp_path / "postgres.password").unlink()  # as when the state directory is deleted, and that place is not
+        os.utime(found.data / "PG_VERSION", (0, 0))
+        with running(postgres(cluster(tmp_path), free_port()), tmp_path):
+            assert (found.home / "data.old").is_dir()
     finally:
-        shutil.rmtree(found.home)
+        remove_home(tmp_path)
+    assert not found.home.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to run PostgreSQL as another user")
+def test_root_gives_away_nothing_that_somebody_has_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "home").symlink_to(tmp_path / "precious")
+    monkeypatch.setattr("recs_platform.stack.postgres.postgres_home", lambda _: tmp_path / "home")
+    with pytest.raises(StackError, match="belongs to someone else"):
+        prepare(cluster(tmp_path))
+    assert (tmp_path / "precious").stat().st_uid == 0
+
+
+def test_an_api_is_asked_where_it_listens(tmp_path: Path) -> None:
+    for host, reached in (
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::1", "[::1]"),
+        ("10.0.0.7", "10.0.0.7"),
+    ):
+        settings = Settings(state_dir=tmp_path, redis_url="redis://127.0.0.1:1/0", api_host=host, api_port=0)
+        found, (_, api) = services(settings, ["valkey", "api"], {})
+        assert found.api_url.startswith(f"http://{reached}:")
+        assert api.url == found.api_url
+
+
+def test_a_proxy_is_not_for_servers_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        Thread(target=server.handle_request, daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        with http_ask.ask(f"http://127.0.0.1:{server.server_port}/", 10) as answer:
+            assert answer.status == 200
 
 
 def _never_answers() -> None:

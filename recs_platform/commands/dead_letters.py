@@ -30,6 +30,10 @@ _REASON = click.option("--reason", help="Those with this reason alone.")
 def dead_letters(context: click.Context, topic: str | None, reason: str | None, as_json: bool) -> None:
     """Messages that could not be used, by reason, with the newest of each."""
     if context.invoked_subcommand:
+        if topic or reason or as_json:
+            raise click.UsageError(
+                f"options stand after the command: recs dead-letters {context.invoked_subcommand} --topic …"
+            )
         return
     with reported(), connect() as engine:
         found = groups(engine, Choice(topic, reason))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -55,7 +57,6 @@ def up(
 
     With `--engine risingwave` the engine is yours, too: `recs apply` deploys the pipeline there.
     """
-    state_dir, stop = Settings.load().state_dir, _stop_on_signals()
     options = {
         "RECS_SIMULATE_RATE": rate,
         "RECS_SIMULATE_USERS": users,
@@ -66,6 +67,7 @@ def up(
     with reported():
         chosen = {"engine": engine, "risingwave_url": risingwave_url}
         wanted = Settings.load(None, **{name: value for name, value in chosen.items() if value})
+        state_dir, stop = wanted.state_dir, _stop_on_signals()
         if wanted.engine == RISINGWAVE:
             wanted.require("risingwave_url")
         mine = control.start_stack(state_dir, only, given)
@@ -75,7 +77,7 @@ def up(
             _show_coming_up(state_dir, stop, timeout)
             stays = stays or detach
             if not detach:
-                _watch(state_dir, stop)
+                _watch(state_dir, stop, given)
         except KeyboardInterrupt:
             pass
         except RecsError:
@@ -117,10 +119,10 @@ def _show_coming_up(state_dir: Path, stop: threading.Event, timeout: float) -> N
         control.await_healthy(state_dir, _ComingUp(console, line, stop), timeout)
 
 
-def _watch(state_dir: Path, stop: threading.Event) -> None:
+def _watch(state_dir: Path, stop: threading.Event, given: Mapping[str, str]) -> None:
     """The live screen, until `stop`; meanwhile a supervisor that was killed is replaced."""
     settings = Settings.load()
-    watcher = threading.Thread(target=_keep_supervised, args=(state_dir, stop), daemon=True)
+    watcher = threading.Thread(target=_keep_supervised, args=(state_dir, stop, given), daemon=True)
     watcher.start()
     click.echo(f"All healthy. Dagster: {settings.dagster_url or 'not started'}. ctrl-C to leave.")
     if Console().is_terminal and settings.engine_url:
@@ -131,14 +133,15 @@ def _watch(state_dir: Path, stop: threading.Event) -> None:
     watcher.join()
 
 
-def _keep_supervised(state_dir: Path, stop: threading.Event) -> None:
+def _keep_supervised(state_dir: Path, stop: threading.Event, given: Mapping[str, str]) -> None:
     while not stop.wait(0.5):
         if supervisor_pid(state_dir) is None:
             state = load(state_dir)
             if state is None or state.state is State.STOPPED:
                 stop.set()  # `recs down` in another terminal
             else:
-                control.start_stack(state_dir, [part.name for part in state.parts])
+                with suppress(RecsError):  # it is tried again, and the parts go on meanwhile
+                    control.start_stack(state_dir, [part.name for part in state.parts], given)
 
 
 def _leave(state_dir: Path, stays: bool) -> None:

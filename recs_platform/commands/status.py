@@ -198,7 +198,7 @@ def _troubles(stack: StackState) -> Iterator[Text]:
 
 def _address(url: str) -> str:
     """Where a part listens; of a web page all that a browser needs."""
-    return url if url.startswith("http") else url.rpartition("://")[2].rpartition("@")[2]
+    return url if url.startswith("http") else url.rpartition("://")[2].rpartition("@")[2].partition("?")[0]
 
 
 def _engine(engine: Status) -> Iterator[Text]:

@@ -35,6 +35,8 @@ SPARE = 10
 FLIPS = 20
 """How often in one call the pointers may be found moved."""
 SCAN_KEYS, SCAN_ROUNDS = 1000, 100
+SHELVES = 10
+"""How often the catalog is asked for some thousand products more, while those before were sold out."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Questions:
         chosen: list[str] = []
         popular: list[str] = []
         filled: list[str] = []
-        more: list[Callable[[], Reads[list[str]]]] = [self._older, self._shelf]
+        more: list[Callable[[], Reads[list[str]]]] = [self._older, *[_Shelf(self).next] * SHELVES]
         while len(chosen) < limit and (pending or more):
             while more and len(pending) < limit - len(chosen):
                 pending += _fresh((yield from more.pop(0)()), seen)
@@ -170,7 +172,7 @@ class Questions:
             chosen += [product_id for product_id in pending[:batch] if product_id in available]
             pending = pending[batch:]
         if not (popular or self.popular or filled):
-            some = (yield from self._shelf())[: limit + SPARE]
+            some = (yield from _Shelf(self).next())[: limit + SPARE]
             available = yield from self._in_stock(some)
             filled = [product_id for product_id in some if product_id in available]
         self.popular = popular or self.popular or filled
@@ -180,15 +182,6 @@ class Questions:
         windows = self._windows(OLDER)
         read = yield from self._read(windows)
         return _trending_ids(read, windows)
-
-    def _shelf(self) -> Reads[list[str]]:
-        """Products of the catalog in no order that means anything, for a shop nobody has looked at yet."""
-        read = yield from self._read([], [keys.PRODUCTS])
-        version = read.versions[keys.PRODUCTS]
-        if version is None:
-            raise _not_served(keys.PRODUCTS)
-        found, _ = yield from self._scan(keys.PRODUCTS, version, MOST)
-        return found
 
     def _in_stock(self, product_ids: Iterable[str]) -> Reads[set[str]]:
         found = yield from self._products(list(product_ids))
@@ -230,8 +223,8 @@ class Questions:
             raise _not_served(name)
         if name in read.marked or any(row[0] == name for row in read.documents):
             return
-        found, whole = yield from self._scan(name, version, 1)
-        if found or not whole:
+        found, cursor = yield from self._scan(name, version, 1)
+        if found or cursor:  # or not all was looked through
             return
         (live,) = yield ("MGET", keys.pointer(name))
         # Moved since: then the version was live, and whole, at the moment the document was missed in it.
@@ -241,16 +234,35 @@ class Questions:
                 f"apply the pipeline again to rebuild the sink {name}"
             )
 
-    def _scan(self, name: str, version: str, most: int) -> Reads[tuple[list[str], bool]]:
-        """Up to `most` row keys of a version, sorted, and whether that was looked for everywhere."""
+    def _scan(self, name: str, version: str, most: int, cursor: int = 0) -> Reads[tuple[list[str], int]]:
+        """Up to `most` row keys of a version, or a few more, sorted, and where to go on: 0 where all was looked through."""
         found: list[str] = []
-        cursor = 0
         for _ in range(SCAN_ROUNDS):
             cursor, page = yield ("SCAN", cursor, "MATCH", keys.documents_pattern(name, version), "COUNT", SCAN_KEYS)
             found += [row.row_key for key in page if (row := keys.parsed(_text(key) or ""))]
             if len(found) >= most or int(cursor) == 0:
                 break
-        return sorted(found[:most]), int(cursor) == 0
+        return sorted(found), int(cursor)
+
+
+class _Shelf:
+    """Products of the catalog, in no order that means anything, some thousand at a time: for a shop nobody has looked at yet, and
+    one where what people look at is sold out."""
+
+    def __init__(self, questions: Questions) -> None:
+        self._questions, self._cursor, self._is_empty = questions, 0, False
+
+    def next(self) -> Reads[list[str]]:
+        """Some that were not there before; none at the end."""
+        if self._is_empty:
+            return []
+        read = yield from self._questions._read([], [keys.PRODUCTS])
+        version = read.versions[keys.PRODUCTS]
+        if version is None:
+            raise _not_served(keys.PRODUCTS)
+        found, self._cursor = yield from self._questions._scan(keys.PRODUCTS, version, MOST, self._cursor)
+        self._is_empty = self._cursor == 0
+        return found
 
 
 def checked_limit(limit: int) -> int:

@@ -33,7 +33,9 @@ TIMEOUT = 0.5
 CONNECTIONS, QUEUE = 32, 5.0
 """Connections of one store; who finds them all busy waits up to QUEUE seconds for one."""
 ITEMS_KEPT = 200_000
-"""Of all the last good answers: ids and products, and one more for each answer."""
+"""Of all the last good answers: ids and products, those that were asked for among them."""
+LONGEST_KEPT = 100_000
+"""Characters of a question whose answer is kept."""
 SLOW, REST = 0.05, 1.0
 """A failure that took longer than SLOW seconds is not tried again for REST seconds while an old answer is at hand."""
 
@@ -100,12 +102,17 @@ class LastGood:
         self._lock = Lock()
 
     def keep(self, question: Question[Any], answer: Any) -> None:
+        kept = tuple(answer)
         with self._lock:
-            self._items -= _items(self._answers.pop(question.key, None))
-            self._answers[question.key] = tuple(answer)
-            self._items += _items(self._answers[question.key])
+            if (before := self._answers.pop(question.key, None)) is not None:
+                self._items -= len(before) + len(question.key)
+            if not kept or sum(len(part) for part in question.key if isinstance(part, str)) > LONGEST_KEPT:
+                return
+            self._answers[question.key] = kept
+            self._items += len(kept) + len(question.key)
             while self._items > ITEMS_KEPT:
-                self._items -= _items(self._answers.popitem(last=False)[1])
+                key, oldest = self._answers.popitem(last=False)
+                self._items -= len(oldest) + len(key)
 
     def resting(self, question: Question[Any]) -> Any | None:
         return self._find(question) if time.monotonic() < self._rest_until else None
@@ -122,10 +129,6 @@ class LastGood:
         kind, limit = question.key[0], question.key[-1]
         # A shopper never asked for before: what trended last, rather than nothing.
         return self._questions.popular[:limit] or None if kind == "user" and isinstance(limit, int) else None
-
-
-def _items(answer: tuple[Any, ...] | None) -> int:
-    return 0 if answer is None else len(answer) + 1
 
 
 class RecommendationStore(_Store["redis.Redis", "redis.RedisCluster"]):

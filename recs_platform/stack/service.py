@@ -44,15 +44,23 @@ class Service:
         return not self.command
 
 
-def is_free(port: int) -> bool:
-    """Whether a server could listen on this loopback port now."""
-    with socket.socket() as candidate:
-        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            candidate.bind((HOST, port))
-        except OSError:
-            return False
+def is_free(port: int, host: str = HOST) -> bool:
+    """Whether a server could listen on this port now."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as candidate:
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            candidate.bind(address)
+    except OSError:
+        return False
     return True
+
+
+def reached_at(host: str) -> str:
+    """Where in a URL a server is that listens there: one that listens everywhere is here, too."""
+    if host in ("", "0.0.0.0", "::"):
+        return HOST
+    return f"[{host}]" if ":" in host else host
 
 
 def free_port(but: Collection[int] = ()) -> int:

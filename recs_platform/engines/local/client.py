@@ -33,7 +33,8 @@ class LocalEngine:
         """Raises `SettingsError` when no engine is known. `timeout` is in seconds, per call."""
         settings = settings or Settings.load()
         self.url = settings.require("engine_url")
-        self._client = flight.FlightClient(self.url)
+        # its address is this machine's: a proxy that is set for others would be asked otherwise
+        self._client = flight.FlightClient(self.url, generic_options=[("grpc.enable_http_proxy", 0)])
         self._options = flight.FlightCallOptions(
             timeout=timeout, headers=[(b"authorization", f"Bearer {settings.engine_token}".encode())]
         )
@@ -134,7 +135,15 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, bytes):
         raise QueryError("a parameter of bytes is not supported: compare with from_hex($1) and pass the hex text")
-    return value
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if getattr(getattr(value, "dtype", None), "kind", "") == "M":  # a time as NumPy has it
+        return str(value)
+    if callable(plain := getattr(value, "tolist", None)):  # numbers, and arrays of them
+        return _plain(plain())
+    raise QueryError(f"a parameter of type {type(value).__name__} is not supported: numbers, text, times and lists are")
 
 
 def _plan(steps: list[dict[str, str]]) -> Plan:
