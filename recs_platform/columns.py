@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -152,8 +152,7 @@ def _key_of(scope: Scope, keys: Mapping[str, tuple[str, ...]]) -> tuple[str, ...
     """
     if scope.set_operation_scopes:
         branches = [_key_of(branch, keys) for branch in scope.set_operation_scopes]
-        first = cast(exp.Select, scope.set_operation_scopes[0].expression)
-        literals = [s.alias_or_name for s in first.selects if isinstance(s.unalias(), exp.Literal)]
+        literals = list(_telling(scope.set_operation_scopes))
         return tuple(literals) + branches[0] if literals and len(set(branches)) == 1 and branches[0] else ()
     select = cast(exp.Select, scope.expression)
     group = select.args.get("group")
@@ -170,6 +169,15 @@ def _key_of(scope: Scope, keys: Mapping[str, tuple[str, ...]]) -> tuple[str, ...
             return ()
         wanted += [exp.column(name, alias).sql() for name in inner]
     return _named(select, _without_equals(select, wanted))
+
+
+def _telling(branches: Sequence[Scope]) -> Iterator[str]:
+    """The columns that say of which branch a row is: a literal in each, and another one in each."""
+    selects = [branch.expression.selects for branch in branches if isinstance(branch.expression, exp.Select)]
+    for columns in zip(*selects, strict=False) if len(selects) == len(branches) else ():
+        values = {column.unalias().sql() for column in columns if isinstance(column.unalias(), exp.Literal)}
+        if len(values) == len(branches):
+            yield columns[0].alias_or_name
 
 
 def is_lookup(node: exp.Expr) -> bool:

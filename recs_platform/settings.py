@@ -65,6 +65,7 @@ def _check_postgres(url: str) -> None:
     except ValueError:
         is_url = False
     # an unescaped / or @ in a password cuts the URL elsewhere than was meant, and nothing after ? is masked
+    is_url = is_url and not re.search(r"%(?![0-9A-Fa-f]{2})", url)  # psycopg would repeat it
     if not is_url or split.netloc.count("@") > 1 or "@" in split.path or "password=" in split.query.lower():
         raise SettingsError(
             "postgresql://[user:password@]host:port/database is wanted, with %40, %2F, … for @, /, … in a password"

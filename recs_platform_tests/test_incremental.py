@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from sqlglot import exp
 
 from recs_platform.engines.local import refresh, touching
-from recs_platform.engines.local.database import Database
+from recs_platform.engines.local.database import Database, TickInput
 from recs_platform.engines.local.incremental import Mode, analyse
+from recs_platform.engines.local.intake import Position
 from recs_platform.engines.transpile import to_duckdb
 from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Pipeline
@@ -262,6 +263,68 @@ def test_rows_survive_when_the_log_is_trimmed(database: Database) -> None:
     assert feeder.rows("SELECT reason FROM dead_letters") == [("not a JSON object",)]
 
 
+def test_a_clock_that_is_set_back_takes_nothing_that_only_the_log_has_forgotten(database: Database) -> None:
+    feeder = Feeder(database)
+    for moment in (START - timedelta(days=20), START):
+        bought = {
+            "event_type": "purchase",
+            "user_id": 1,
+            "product_id": f"p{moment.day}",
+            "timestamp": utc(moment),
+            "quantity": 1,
+        }
+        feeder.tick(moment, purchases=[bought, b"not json"])
+    database.trim_logs(START - timedelta(days=8))
+    seen = {"event_type": "page_view", "user_id": 1, "product_id": "p1", "timestamp": utc(START)}
+    feeder.tick(START, [seen])
+    wanted = {
+        name: feeder.rows(f"SELECT * FROM {name} ORDER BY ALL") for name in ("purchases", "also_bought", "dead_letters")
+    }
+    assert len(wanted["purchases"]) == 2
+    feeder.tick(START + timedelta(days=120))
+    assert feeder.rows("SELECT * FROM purchases") == []
+    database.set_back(START)
+    assert feeder.rows("SELECT product_id FROM user_activity") == [("p1",)], (
+        "what the clock took comes back from the log"
+    )
+    feeder.tick(START + timedelta(minutes=5), purchases=[bought])
+    database.set_back(START + timedelta(minutes=1))
+    assert len(feeder.rows("SELECT 1 FROM purchases")) == 2, "nothing that stands goes, and nothing is there twice"
+    assert differences(database) == {}
+
+
+def test_a_source_that_is_another_one_is_read_from_its_beginning(tmp_path: Path) -> None:
+    database, sql = Database(), sql_copy(tmp_path)
+    database.deploy(Pipeline.load(sql), START)
+    positions = [Position("user_activity", 0, 5, "a"), Position("purchases", 0, 7, "b")]
+    database.tick(START, TickInput(positions=positions))
+    source = next(sql.rglob("user_activity_raw.sql"))
+    source.write_text(
+        source.read_text().replace("scan.startup.mode", "properties.client.id = 'other', scan.startup.mode")
+    )
+    database.deploy(Pipeline.load(sql), START, rebuild=["purchases_raw"])
+    assert database.positions() == positions[1:], "the other one has the rows that it had"
+    database.close()
+
+
+def test_a_row_without_a_key_keeps_no_other_from_redis(tmp_path: Path) -> None:
+    sql = sql_copy(tmp_path)
+    (sql / "categories_sink.sql").write_text(
+        "CREATE SINK categories_sink AS SELECT 'recs:categories:${version}:' || category AS key, COUNT(*) AS n FROM product_catalog "
+        "GROUP BY category WITH (connector = 'redis', primary_key = 'key', redis.url = '${redis_url}') "
+        "FORMAT UPSERT ENCODE JSON (jsonb.handling.mode = 'dynamic') KEY ENCODE TEXT;"
+    )
+    database = Database()
+    database.deploy(Pipeline.load(sql), START)
+    feeder, sink = Feeder(database), database.pipeline["categories_sink"]
+    rows = [{"product_id": "p1", "name": "n"}, {"product_id": "p2", "name": "n", "category": "hats"}]
+    feeder.tick(START, catalog=feeder.catalog_changes("product_catalog", rows))
+    assert [key.rpartition(":")[2] for key, _ in database.dirty_documents(sink)] == ["hats"]
+    assert database.keyless == {"categories_sink"}
+    assert len(database.documents(sink)) == 1
+    database.close()
+
+
 @pytest.mark.parametrize(
     ("name", "mode", "key"),
     [
@@ -326,6 +389,35 @@ VARIANTS = RANKED | {
     "never_bought": (
         "SELECT r.user_id, r.product_id FROM recent_views r LEFT JOIN purchases_by_shopper b "
         "ON r.user_id = b.user_id AND r.product_id = b.product_id WHERE b.product_id IS NULL"
+    ),
+    "bought_by_category": (
+        "SELECT p.category, COUNT(*) AS times FROM purchases b LEFT JOIN customers c ON b.user_id = c.user_id "
+        "JOIN product_catalog p ON b.product_id = p.product_id GROUP BY p.category"
+    ),
+    "told_twice": (
+        "SELECT 1 AS weight, user_id, product_id FROM recent_views UNION ALL "
+        "SELECT 1 AS weight, user_id, product_id FROM purchases_by_shopper"
+    ),
+    "told_apart": (
+        "SELECT 1 AS weight, user_id, product_id FROM recent_views UNION ALL "
+        "SELECT 2 AS weight, user_id, product_id FROM purchases_by_shopper"
+    ),
+    "kinds_seen": (
+        "SELECT user_id, COUNT(*) AS kinds FROM (SELECT DISTINCT user_id, product_id FROM user_activity) AS x GROUP BY user_id"
+    ),
+    "worth": "SELECT product_id, SUM(user_id::numeric * 0.4)::bigint AS worth FROM purchases GROUP BY product_id",
+    "closed_hours": (
+        "SELECT window_start, COUNT(*) AS n FROM TUMBLE(user_activity, event_time, INTERVAL '1 hour') "
+        "WHERE window_start + INTERVAL '1 hour' <= NOW() GROUP BY window_start"
+    ),
+    "hours_lately": (
+        "SELECT window_start, product_id, COUNT(*) AS n FROM TUMBLE(user_activity, event_time, INTERVAL '1 hour') "
+        "WHERE window_start + INTERVAL '1 hour' > NOW() - INTERVAL '2 hours' GROUP BY window_start, product_id"
+    ),
+    "beside_those_of_others": (
+        "SELECT a.window_start, a.product_id, a.view_count, b.n FROM product_views_by_window a LEFT JOIN (SELECT window_start, "
+        "COUNT(*) AS n FROM product_views_by_window WHERE view_count > 1 GROUP BY window_start) b "
+        "ON a.window_start = b.window_start WHERE a.window_start > NOW() - INTERVAL '3 hours'"
     ),
     "old_enough": (
         "SELECT product_id, event_time, kafka_partition, kafka_offset FROM user_activity "
@@ -439,6 +531,28 @@ def wider(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
             "SELECT segment, COUNT(*) AS n FROM (SELECT c.country AS segment FROM user_activity a "
             "JOIN customers FOR SYSTEM_TIME AS OF PROCTIME() AS c ON a.user_id = c.user_id) AS s GROUP BY segment",
             "lookup join",
+        ),
+        (
+            "SELECT user_id, received_at FROM user_activity_parsed WHERE received_at > NOW() - INTERVAL '1 hour' "
+            "UNION ALL SELECT user_id, received_at FROM purchases_parsed WHERE received_at > NOW() - INTERVAL '3 days'".replace(
+                "user_id", "kafka_offset"
+            ),
+            "must filter by time alike",
+        ),
+        (
+            "SELECT kafka_offset FROM user_activity_parsed UNION SELECT kafka_offset FROM purchases_parsed",
+            "UNION ALL alone",
+        ),
+        (
+            "SELECT kafka_offset, received_at FROM user_activity_parsed WHERE received_at BETWEEN NOW() - INTERVAL '1 hour' AND NOW()",
+            "filter by time with",
+        ),
+        (
+            "SELECT kafka_offset, received_at AS taken_at, (event->>'timestamp')::timestamptz AS received_at "
+            "FROM user_activity_parsed WHERE received_at > NOW() - INTERVAL '1 hour' AND kafka_offset <> '1' ".replace(
+                "received_at AS taken_at, ", ""
+            ),
+            "must select that column",
         ),
         ("SELECT product_id, received_at FROM user_activity ORDER BY received_at LIMIT 3", "LIMIT"),
         ("SELECT user_id, generate_series(1, 3) AS n FROM user_activity", "does not know"),

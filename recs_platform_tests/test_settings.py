@@ -27,6 +27,7 @@ from recs_platform.settings import Settings, masked
         ("RECS_POSTGRES_URL", "postgresql://u:hunter2/7@h/shop", "%40, %2F, … for @, /, … in a password"),
         ("RECS_POSTGRES_URL", "postgresql://u:22/hunter2@h/shop", "%40, %2F, … for @, /, … in a password"),
         ("RECS_POSTGRES_URL", "postgresql://u:hunter2@7@h/shop", "%40, %2F, … for @, /, … in a password"),
+        ("RECS_POSTGRES_URL", "postgresql://u:hunter2%ret@h/shop", "is wanted"),
         ("RECS_POSTGRES_URL", "postgresql://u@h/shop?password=hunter2", "is wanted"),
         ("RECS_REDIS_URL", "redis://h:6379/0?password=hunter2", "a password stands before the host"),
         ("RECS_REDIS_URL", "unix:///run/valkey.sock?password=hunter2", "stands before its path"),

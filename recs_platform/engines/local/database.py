@@ -25,6 +25,7 @@ from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.engines.local.changes import TableChanges
 from recs_platform.engines.local.connection import Connection
 from recs_platform.engines.local.deltas import Tick, delta_table, set_time
+from recs_platform.engines.local.incremental import Mode
 from recs_platform.engines.local.intake import Position, TopicReset
 from recs_platform.engines.local.refresh import Refresher
 from recs_platform.engines.local.relations import (
@@ -112,6 +113,7 @@ class Database:
         self._then = self._deployed_at = self._saved_time()
         self._is_tuned_small = False
         self._forgotten = forgetting.forgotten(self.connection)
+        self.keyless = set[str]()  # sinks with rows that have no key
         self.refused = 0  # messages of forgotten shoppers, since it was opened
         self._changed: set[str] = set()  # physical names, since time moved last
         self._all_written = False  # Redis has all that is dirty
@@ -195,6 +197,7 @@ class Database:
                 self._create(pipeline[step.name], pipeline, {r.relation.name: r for r in refreshers}, now)
                 if (rows := snapshots.get(step.name)) is not None:
                     self._fill(pipeline[step.name], rows)
+            self._forget_positions([pipeline[s.name] for s in plan.of(Action.CREATE)], before, pipeline)
             for step in plan.of(Action.DROP):
                 self._drop(step.name, step.version, gone=step.name not in pipeline.relations)
             self._settle_kinds(refreshers)
@@ -209,6 +212,14 @@ class Database:
         self.deployments += 1
         self._deployed_at = max(now, self._deployed_at)
         return plan
+
+    def _forget_positions(self, created: Sequence[Relation], before: Mapping[str, str], pipeline: Pipeline) -> None:
+        """Of topics whose source is another one, which has no rows yet, and of those that nothing reads any more."""
+        anew = {r.topic for r in created if r.topic and before.get(r.name) != r.fingerprint}
+        read = [topic for topic in pipeline.topics if topic not in anew]
+        marks = ", ".join("?" for _ in read)
+        others = f"WHERE topic NOT IN ({marks})" if read else ""
+        self.connection.execute(f"DELETE FROM recs.positions {others}", read)
 
     def _parts_in_file(self, refreshers: Sequence[Refresher]) -> Sequence[Part]:
         """The parts as they were when the file was left."""
@@ -239,14 +250,26 @@ class Database:
 
     def set_back(self, now: datetime) -> Plan:
         """NOW() is earlier from here on, and what it has a part in is what it would have been; whole or not at all."""
-        timed = [r.relation.name for r in self.refreshers if r.looks_at_time]
-        below = {name for name in timed for name in (name, *(d.name for d in downstream(self.pipeline, name)))}
+        timed = [r for r in self.refreshers if r.looks_at_time]
+        below = {
+            n for r in timed for n in (r.relation.name, *(d.name for d in downstream(self.pipeline, r.relation.name)))
+        }
+        # what is made of messages may hold more than the log still does: it is not made anew, but gets back what it lacks
+        of_messages = [r for r in timed if r.mode is Mode.APPEND]
+        below -= {r.relation.name for r in of_messages}
+
+        def first(connection: Connection) -> None:
+            self.set_fact("time", now.isoformat())
+            set_time(connection, now, now)
+            for refresher in of_messages:
+                refresher.put_back(connection)
+
         self._branches.catch_up(self._split[1], self.connection)
         before = self._then, self._deployed_at
         self._then = self._deployed_at = now
         try:
             rebuild = [r.name for r in self.pipeline if r.name in below]
-            return self.deploy(self.pipeline, now, rebuild, first=lambda _: self.set_fact("time", now.isoformat()))
+            return self.deploy(self.pipeline, now, rebuild, first=first)
         except BaseException:
             self._then, self._deployed_at = before
             raise
@@ -372,7 +395,7 @@ class Database:
         sinks = [r.table for r in refreshed if r.relation.kind is Kind.SINK and r.table in tick.changed]
         if sinks:
             keys = " UNION ".join(f"SELECT '{sink}', key FROM {delta_table(sink)}" for sink in sinks)
-            connection.execute(f"INSERT INTO recs.dirty {keys}")
+            connection.execute(f"INSERT INTO recs.dirty SELECT * FROM ({keys}) EXCEPT SELECT sink, key FROM recs.dirty")
 
     def _tune(self, is_small: bool) -> None:
         """A small tick is planned rather than worked: a second thread and what only large joins need cost it a fifth."""
@@ -555,7 +578,7 @@ class Database:
         return bool(self.connection.execute("SELECT 1 FROM recs.dirty LIMIT 1").fetchall())
 
     def dirty_documents(self, sink: Relation) -> list[tuple[str, str | None]]:
-        """Keys to write with their JSON documents; None where the key must go."""
+        """Keys to write with their JSON documents; None where the key must go. A row whose key is NULL has none: `keyless`."""
         physical, value = sink.physical_name, document(sink)
         if self._dirty_in_delta is None:
             query = (
@@ -567,11 +590,15 @@ class Database:
             query = f"SELECT key, any_value({value}) FILTER (WHERE _sign = 1) FROM {delta_table(physical)} AS s GROUP BY key"
         else:
             return []
-        return self._delta_of.get(physical, self.connection).execute(query).fetchall()
+        found = self._delta_of.get(physical, self.connection).execute(query).fetchall()
+        told = [row for row in found if row[0] is not None]
+        if len(told) < len(found):
+            self.keyless.add(sink.name)
+        return told
 
     def documents(self, sink: Relation) -> dict[str, str]:
         """Key → JSON document of all that a sink holds: what Redis has when everything is written."""
-        query = f"SELECT s.key, {document(sink)} FROM {quoted(sink.physical_name)} AS s"
+        query = f"SELECT s.key, {document(sink)} FROM {quoted(sink.physical_name)} AS s WHERE s.key IS NOT NULL"
         return dict(self.connection.execute(query).fetchall())
 
     def _saved_time(self) -> datetime:

@@ -295,8 +295,8 @@ class Engine:
     def _prepare_catalog(self) -> None:
         """Slot first, then snapshot: a change in between is read twice, which changes nothing."""
         is_new = self.feed.prepare()
-        if is_new:  # positions of a slot that is gone mean nothing
-            self.database.set_fact("lsn", "0")
+        if is_new:  # what was read through one that is gone is not followed any more: also if reading anew fails now
+            self.database.forget_snapshots()
         for table in self.feed.tables:
             if is_new or not self.database.is_read(self.database.pipeline[table.name]):
                 self.doing = f"reading {table.name} from PostgreSQL"
@@ -423,7 +423,8 @@ class Engine:
         if any(relation.topic for relation in new) or topics != set(self.database.pipeline.topics):
             self.intake.close()
             self.intake = self._new_intake()
-        if any(relation.kind is Kind.TABLE for relation in new):
+        tables = {table.name for table in self._feed_of(self.database.pipeline).tables}
+        if any(relation.kind is Kind.TABLE for relation in new) or tables != {table.name for table in self.feed.tables}:
             self._close_feed()
             self.feed = self._new_feed()
 

@@ -56,6 +56,7 @@ class Analysis:
     occurrences: tuple[Occurrence, ...]
     used: dict[int, frozenset[str]]
     traced_key: dict[str, Traced]  # and of a sink's Redis key, where it can be told from what is read
+    outputs: dict[str, Traced]  # each column, as far as it can be told from what is read
     edges: tuple[Edge, ...]
     filters: dict[int, list[exp.Expr]]
     time_filters: tuple[TimeFilter, ...]
@@ -73,19 +74,30 @@ class Analysis:
 
     def path_to_key(self, start: int) -> tuple[list[Edge], dict[str, exp.Expr]] | None:
         """The joins that lead from an occurrence to expressions of the whole key, or None where none do."""
-        reached, edges = {start}, []
-        missing = [k for k in self.traced_key if start not in self.traced_key[k]]
-        while any(not (reached & self.traced_key[k].keys()) for k in missing):
-            edge = next((e for e in self.edges if (e.left in reached) != (e.right in reached)), None)
-            if edge is None:
-                return None
-            edges.append(edge)
-            reached |= {edge.left, edge.right}
-        return edges, {
-            k: self.traced_key[k].get(start)
-            or next(self.traced_key[k][i] for i in sorted(reached & self.traced_key[k].keys()))
-            for k in self.traced_key
-        }
+        towards = self._ways_from(start)
+        nearest = {k: next((i for i in towards if i in traced), None) for k, traced in self.traced_key.items()}
+        # none beside the way: a row that an outer join has no partner for would be lost there
+        needed, edges = {i for i in nearest.values() if i is not None}, list[Edge]()
+        for i, edge in reversed(towards.items()):
+            if i in needed and edge is not None:
+                edges.insert(0, edge)
+                needed.add(edge.left if edge.right == i else edge.right)
+        found = {k: self.traced_key[k][i] for k, i in nearest.items() if i is not None}
+        return (edges, found) if len(found) == len(nearest) else None
+
+    def _ways_from(self, start: int) -> dict[int, Edge | None]:
+        """Each occurrence that joins lead to, the nearest first, with the last join on the shortest way."""
+        found: dict[int, Edge | None] = {start: None}
+        queue = [start]
+        for at in queue:
+            for edge in self.edges:
+                if (
+                    at in (edge.left, edge.right)
+                    and (other := edge.right if edge.left == at else edge.left) not in found
+                ):
+                    found[other] = edge
+                    queue.append(other)
+        return found
 
 
 def analyse(relation: Relation, pipeline: Pipeline) -> Analysis:
@@ -124,6 +136,7 @@ def _analysed(relation: Relation, pipeline: Pipeline, query: exp.Query) -> Analy
         occurrences=tuple(tracer.occurrences.values()),
         used=tracer.used(),
         traced_key={k: survivors[k] for k in dict.fromkeys((*key, *redis_key))},
+        outputs=traced,
         edges=tuple(tracer.edges()),
         filters=tracer.filters(),
         time_filters=tuple(tracer.time_filters),
@@ -144,10 +157,11 @@ def _mode(analysis: Analysis, tracer: Tracer, pipeline: Pipeline) -> Mode:
     if not analysis.relation.is_materialized:
         return Mode.PASSING if is_plain and of_messages else Mode.FULL
     if tracer.is_linear and of_messages:
+        _check_appended(analysis)
         return Mode.APPEND
     if is_plain and _is_cheap(analysis):
         return Mode.DERIVED
-    lost = any(analysis.path_to_key(min(f.subject)) is None for f in analysis.time_filters)
+    lost = any(analysis.path_to_key(f.home) is None for f in analysis.time_filters)
     if not analysis.key or analysis.clock_bound or lost:
         if has_lookup:
             raise UnsupportedSql(
@@ -170,6 +184,24 @@ def _mode(analysis: Analysis, tracer: Tracer, pipeline: Pipeline) -> Mode:
         return Mode.TOP
     # rows that come and go by themselves are kept: whoever looks between two ticks has no NOW()
     return Mode.DOCUMENTS if is_timeless and _tells_redis_keys(analysis) else Mode.KEYED
+
+
+def _check_appended(analysis: Analysis) -> None:
+    """Rows of messages are added and expire by themselves, so that each must do so in the same way, whichever branch it is of."""
+    path, ways = analysis.relation.path, set[tuple[tuple[str, int], ...]]()
+    if analysis.clock_bound:
+        raise UnsupportedSql(
+            "a view of a Kafka source may filter by time with `column > NOW() - INTERVAL …` alone, and must select that column",
+            path,
+        )
+    if any(union.args.get("distinct") for union in analysis.query.find_all(exp.SetOperation)):
+        raise UnsupportedSql(
+            "over a Kafka source UNION ALL alone: what is the same is told apart in a view of its own", path
+        )
+    for o in analysis.driving:
+        ways.add(tuple(sorted((f.op, f.offset) for f in analysis.time_filters if o.index in f.subject)))
+    if len(ways) > 1:
+        raise UnsupportedSql("the branches of a UNION ALL over Kafka sources must filter by time alike", path)
 
 
 def _tells_redis_keys(analysis: Analysis) -> bool:

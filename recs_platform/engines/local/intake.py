@@ -35,6 +35,7 @@ REQUEST_SECONDS = 2.0
 # brings some of the partitions only, or nothing once they are long. It grows when one stands still although it holds more.
 FETCH_WAIT_MS, LONGEST_FETCH_WAIT_MS = 80, 2_000
 LOOK_SECONDS = 2.0  # how often a partition is looked at for standing still
+AHEAD_MILLISECONDS = 366 * 86_400_000  # from which on a message's timestamp counts as none
 HELD_SECONDS = 45.0  # that a transaction may be open before it is trouble
 FEW = 500  # messages a poll, and messages of lag
 PARTITION_FETCH_BYTES = 4 << 20
@@ -480,7 +481,8 @@ async def _stopped(consumer: AIOKafkaConsumer) -> None:
 
 def _table(records: Sequence[Any]) -> pa.Table:
     now = time.time_ns() // 1000
-    received = [r.timestamp * 1000 if r.timestamp is not None and r.timestamp >= 0 else now for r in records]
+    latest = now // 1000 + AHEAD_MILLISECONDS  # a producer that does not count in milliseconds is in no year there is
+    received = [r.timestamp * 1000 if r.timestamp is not None and 0 <= r.timestamp < latest else now for r in records]
     return pa.table(
         {
             "payload": pa.array([r.value for r in records], pa.binary()),

@@ -6,6 +6,7 @@ twice is the same key. A Redis that lost its memory (another server, or the poin
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from recs_platform.serving import keys, versions
 from recs_platform.serving.cluster import nodes_of, one_of_each
 from recs_platform.serving.connection import client
 from recs_platform.settings import masked
+
+log = logging.getLogger("recs.engine")
 
 _CHUNK = 1_000
 _LOOK_EVERY = 1.0  # seconds between looks at whether Redis is still the one that was filled
@@ -41,6 +44,7 @@ class RedisSink:
         self._sentinels: frozenset[str] | None = None
         self._settled = -1  # the deployment whose sinks are all gone over to, nothing old being left
         self.problem: str | None = None
+        self._keyless_told = set[str]()
         self.written = 0
 
     def close(self) -> None:
@@ -56,6 +60,9 @@ class RedisSink:
                 self._write(sink)
             self._settle()
             self._database.note_written()
+            for name in self._database.keyless - self._keyless_told:
+                log.warning("%s has rows whose key is NULL: they are not written. Leave them out in its file", name)
+            self._keyless_told |= self._database.keyless
         except redis.RedisError as error:
             self.problem = f"Redis at {self._address}: {_IN_PIPELINE.sub('', str(error))}"
             self._retry_at = time.monotonic() + _RETRY_EVERY
@@ -102,7 +109,7 @@ class RedisSink:
     def _verify(self, sink: Relation) -> None:
         """Removes keys under the prefix that no row stands for; a key that is missing is an error to be retried."""
         rows = self._database.connection.execute(f'SELECT key FROM "{sink.physical_name}"').fetchall()
-        wanted = {key for (key,) in rows}
+        wanted = {key for (key,) in rows if key is not None}
         found = set(versions.document_keys(self._redis, sink.redis_name, sink.fingerprint))
         versions.unlink_all(self._redis, sorted(found - wanted))
         if missing := wanted - found:

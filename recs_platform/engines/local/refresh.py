@@ -19,7 +19,7 @@ from recs_platform.engines.local.incremental import Analysis, Mode, analyse
 from recs_platform.engines.local.ranking import GHOST, with_ghosts
 from recs_platform.engines.local.storage import Storage, quoted
 from recs_platform.engines.local.touching import Touching, bound, sql_of
-from recs_platform.engines.local.tracing import Occurrence, TimeFilter
+from recs_platform.engines.local.tracing import Occurrence, TimeFilter, Traced
 from recs_platform.engines.transpile import to_duckdb
 from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Pipeline, Relation
@@ -96,6 +96,13 @@ class Refresher:
             connection.execute(f"CREATE OR REPLACE VIEW {quoted(self.table)} AS {self.full_sql()}")
         else:
             self._storage.create(connection, self.table, self.columns, self.full_sql())
+
+    def put_back(self, connection: Connection) -> None:
+        """Adds the rows that it should have and has not: after a clock that was ahead, and took them away. All others stay."""
+        own, table = names(self.columns), self._storage.table(self.table)
+        missing = f"SELECT {own} FROM ({self.full_sql()}) AS wanted EXCEPT ALL SELECT {own} FROM {quoted(self.table)}"
+        packed = self._storage.packed(self.table, self.columns)
+        connection.execute(f"INSERT INTO {table} SELECT {packed} FROM ({missing}) AS missing")
 
     def refresh(self, tick: Tick) -> None:
         """Brings the table up to date with what has changed in this tick so far, and adds its own change to that."""
@@ -367,10 +374,11 @@ class Refresher:
 
     def _expiring_columns(self) -> Iterator[tuple[str, TimeFilter]]:
         """The output columns by which rows of a source's view expire: its log may be shorter than the view."""
-        (query_columns, filters) = self.relation.columns, self.analysis.time_filters
-        for time_filter in filters:
+        for time_filter in self.analysis.time_filters:
             subjects = {expression.sql().partition(".")[2] for expression in time_filter.subject.values()}
-            column = next((c.name for c in query_columns if c.name in subjects), None)
+            column = next(
+                (name for name, traced in self.analysis.outputs.items() if _is_the_same(traced, time_filter)), None
+            )
             if column is None or not time_filter.keeps_newer:
                 raise UnsupportedSql(
                     "a view of a Kafka source may filter by time with `column > NOW() - INTERVAL …` alone, "
@@ -394,9 +402,16 @@ def _equals(column: str, nulls: frozenset[str]) -> str:
     return "IS NOT DISTINCT FROM" if column in nulls else "="
 
 
+def _is_the_same(output: Traced, time_filter: TimeFilter) -> bool:
+    """Whether a column is what a filter looks at, in whichever branch."""
+    return all(i in output and output[i].sql() == subject.sql() for i, subject in time_filter.subject.items())
+
+
 def _combined(way: str, old: str, new: str) -> str:
-    """An aggregate over the rows of two groups; one over no rows, or none but NULLs, is NULL."""
-    return f"COALESCE({old} + {new}, {old}, {new})" if way == "sum" else f"{way}({old}, {new})"
+    """An aggregate over the rows of two groups; one over no rows, or none but NULLs, is NULL, and so is a sum that is too large."""
+    if way == "sum":
+        return f"CASE WHEN {old} IS NULL THEN {new} WHEN {new} IS NULL THEN {old} ELSE TRY({old} + {new}) END"
+    return f"{way}({old}, {new})"
 
 
 def _template(analysis: Analysis, query: exp.Query) -> str:

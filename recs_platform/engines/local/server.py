@@ -22,6 +22,7 @@ from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Plan
 
 RESETS_TOLD = timedelta(days=1)
+BATCH_ROWS = 50_000
 MAX_ROWS = 1_000_000  # a query's result; more is cut off with an error, not silently
 
 
@@ -161,10 +162,14 @@ def _run(cursor: duckdb.DuckDBPyConnection, sql: str, params: list[Any]) -> pa.T
     statements = cursor.extract_statements(sql)
     if len(statements) != 1 or statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
         raise duckdb.InvalidInputException("one SELECT is wanted; the pipeline is changed in sql/")
-    result: pa.Table = cursor.sql(sql, params=params).to_arrow_table()
-    if result.num_rows > MAX_ROWS:
-        raise duckdb.InvalidInputException(f"{result.num_rows:,} rows, at most {MAX_ROWS:,}: add a LIMIT or aggregate")
-    return result
+    reader: pa.RecordBatchReader = cursor.sql(sql, params=params).to_arrow_reader(BATCH_ROWS)
+    batches, count = list[pa.RecordBatch](), 0
+    for batch in reader:
+        batches.append(batch)
+        count += batch.num_rows
+        if count > MAX_ROWS:
+            raise duckdb.InvalidInputException(f"more than {MAX_ROWS:,} rows: add a LIMIT or aggregate")
+    return pa.Table.from_batches(batches, reader.schema)
 
 
 def _as_json(plan: Plan) -> list[dict[str, str]]:

@@ -59,7 +59,7 @@ class Touching:
 
     def clock_ranges(self, occurrence: Occurrence) -> Iterator[str]:
         for time_filter in self._analysis.time_filters:
-            if min(time_filter.subject) == occurrence.index:
+            if time_filter.home == occurrence.index:
                 yield _crossed(time_filter, occurrence.index)
 
     def gone_by_clock(self, occurrence: Occurrence) -> Iterator[str]:
@@ -125,8 +125,10 @@ def _crossed(time_filter: TimeFilter, index: int) -> str:
     subject = time_filter.subject[index]
     then, now = bound(time_filter, "then"), bound(time_filter, "now")
     text = f"{sql_of(subject)} BETWEEN {then} AND {now}"
-    window = subject.find(exp.Anonymous)
-    if window is not None and window.name.lower() == "tumble_start":
+    window = subject
+    while isinstance(window, exp.Cast | exp.Paren):
+        window = window.this
+    if isinstance(window, exp.Anonymous) and window.name.lower() == "tumble_start":
         # the same on the column itself, so that only the blocks of those hours are read
         column, width = window.expressions
         text += f" AND {sql_of(column)} BETWEEN {then} AND rw_after({now}, {micros(width)})"

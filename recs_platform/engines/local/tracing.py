@@ -32,11 +32,13 @@ class Occurrence:
 
 @dataclass(frozen=True)
 class TimeFilter:
-    """`subject op NOW() + offset`: rows come or go by the clock alone. `offset` is in microseconds."""
+    """`subject op NOW() + offset`: rows come or go by the clock alone. `offset` is in microseconds. `home`: the occurrence that the
+    column itself is of; others have it by a join, and may have no row."""
 
     subject: Traced
     op: str
     offset: int
+    home: int
 
     @property
     def keeps_newer(self) -> bool:
@@ -61,6 +63,7 @@ class Tracer:
     occurrences: dict[int, Occurrence] = field(default_factory=dict)
     time_filters: list[TimeFilter] = field(default_factory=list)
     clock_bound: bool = False
+    _keeps_home: bool = False  # what is traced then leads to no side that an outer join may lack
     _numbers: dict[int, int] = field(default_factory=dict)  # id of the table node → occurrence
 
     def __post_init__(self) -> None:
@@ -112,7 +115,10 @@ class Tracer:
         if not isinstance(root.expression, exp.Select) or root.expression.args.get("having") or _own(root, exp.Window):
             return {}
         grouped = root.expression.args.get("group")
-        is_plain = not any(s.expression.args.get("group") or _own(s, exp.AggFunc, exp.Window) for s in below)
+        is_plain = not any(
+            s.expression.args.get("group") or s.expression.args.get("distinct") or _own(s, exp.AggFunc, exp.Window)
+            for s in below
+        )
         if not grouped or not is_plain or len(self.occurrences) != 1:
             return {}
         ways = {select.alias_or_name: _way(select.unalias()) for select in _select(root).selects}
@@ -149,6 +155,8 @@ class Tracer:
         if column.table in nullable:
             return {}
         equal = {other for pair in equalities(_select(scope)) if column.sql() in pair for other in pair}
+        if self._keeps_home:
+            equal = {other for other in equal if other.rpartition(".")[0] not in nullable}
         found: Traced = {}
         for name in sorted({column.sql()} | equal, key=lambda other: (other != column.sql(), other)):
             alias, _, field_name = name.rpartition(".")
@@ -200,8 +208,11 @@ class Tracer:
     def _add_time_filter(self, scope: Scope, condition: exp.Expr) -> None:
         parsed = _time_comparison(condition)
         traced = self.expression(scope, parsed[0]) if parsed else {}
-        if parsed and traced:
-            self.time_filters.append(TimeFilter(traced, parsed[1], parsed[2]))
+        self._keeps_home = True
+        at_home = self.expression(scope, parsed[0]) if parsed else {}
+        self._keeps_home = False
+        if parsed and traced and at_home:
+            self.time_filters.append(TimeFilter(traced, parsed[1], parsed[2], min(at_home)))
         else:
             self.clock_bound = True
 
@@ -216,11 +227,17 @@ def _way(aggregate: exp.Expr) -> str | None:
     """How an aggregate over more rows follows from those over the parts. A sum of floats depends on their order."""
     if isinstance(aggregate, exp.Cast):
         is_sum = aggregate.is_type(*_EXACT_NUMBERS) and _way(aggregate.this) == "sum"
-        return "sum" if is_sum else None
+        return "sum" if is_sum and not _is_rounded(aggregate) else None
     call = aggregate.this if isinstance(aggregate, exp.Filter) else aggregate
     if isinstance(call.this, exp.Distinct) or (isinstance(call, exp.Sum) and not call.this.is_type(*_EXACT_NUMBERS)):
         return None
     return next((way for kind, way in _WAYS.items() if isinstance(call, kind)), None)
+
+
+def _is_rounded(cast: exp.Cast) -> bool:
+    """Whether a sum of decimals loses its fraction: what is lost with each part is not lost with the whole."""
+    call = cast.this.this if isinstance(cast.this, exp.Filter) else cast.this
+    return isinstance(call, exp.Sum) and not call.this.is_type(*exp.DataType.INTEGER_TYPES)
 
 
 _WAYS: dict[type[exp.Expr], str] = {exp.Count: "sum", exp.Sum: "sum", exp.Max: "greatest", exp.Min: "least"}
