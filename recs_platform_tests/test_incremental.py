@@ -307,6 +307,23 @@ def test_a_source_that_is_another_one_is_read_from_its_beginning(tmp_path: Path)
     database.close()
 
 
+def test_a_number_that_is_too_large_ends_no_tick(tmp_path: Path) -> None:
+    sql = sql_copy(tmp_path)
+    for name, query in {
+        "sums": "SELECT product_id, SUM(quantity)::bigint AS quantity FROM purchases GROUP BY product_id",
+        "parts": "SELECT kafka_partition, kafka_offset, quantity * 4 AS four, 6 / (quantity - 1) AS shares FROM purchases",
+    }.items():
+        (sql / f"{name}.sql").write_text(f"CREATE MATERIALIZED VIEW {name} AS {query};")
+    database = Database()
+    database.deploy(Pipeline.load(sql), START)
+    feeder = Feeder(database)
+    bought = {"event_type": "purchase", "user_id": 1, "product_id": "p1", "timestamp": utc(START)}
+    for quantity in (2**62, 2**62, 1):
+        feeder.tick(START, purchases=[bought | {"quantity": quantity}])
+    assert feeder.rows("SELECT four, shares FROM parts ORDER BY kafka_offset") == [(None, 0), (None, 0), (4, None)]
+    database.close()
+
+
 def test_a_row_without_a_key_keeps_no_other_from_redis(tmp_path: Path) -> None:
     sql = sql_copy(tmp_path)
     (sql / "categories_sink.sql").write_text(

@@ -260,6 +260,13 @@ def _time_sum(node: exp.Expr, path: Path | None) -> exp.Expr:
     return _call("rw_after", node.this, exp.Literal.number(sign * micros(node.expression, path)))
 
 
+def _arithmetic(node: exp.Expr, path: Path | None) -> exp.Expr:
+    """NULL for a whole number that is too large, as a RisingWave has it, and not an error that ends the tick."""
+    new = _time_sum(node, path) if isinstance(node, exp.Add | exp.Sub) else node
+    is_whole = node.is_type(*exp.DataType.INTEGER_TYPES) and not node.find(exp.AggFunc, exp.Window)
+    return _call("try", node.copy()) if new is node and is_whole else new
+
+
 def _lambda_not_in(seen: exp.Expr) -> exp.Expr:
     element = exp.to_identifier("element")
     contains = _call("list_contains", _call("coalesce", seen, exp.Array(expressions=[])), exp.column("element"))
@@ -326,8 +333,11 @@ _REWRITES: dict[type[exp.Expr], Callable[[exp.Expr, Path | None], exp.Expr]] = {
     exp.Cast: _cast,
     exp.Is: _is,
     exp.Table: _table,
-    exp.Add: _time_sum,
-    exp.Sub: _time_sum,
+    exp.Add: _arithmetic,
+    exp.Sub: _arithmetic,
+    exp.Mul: _arithmetic,
+    exp.Div: _arithmetic,
+    exp.IntDiv: _arithmetic,
     exp.DPipe: _concatenation,
     exp.Anonymous: _function,
     exp.CurrentTimestamp: lambda node, path: _call("getvariable", exp.Literal.string("now")),
