@@ -14,12 +14,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 
+import pyarrow as pa
 import pytest
 import redis
 
 from recs_platform.catalog import Product
 from recs_platform.catalog_carrier import CatalogTopics
 from recs_platform.engines.local import engine as engine_module
+from recs_platform.engines.local.cdc import CatalogFeed
+from recs_platform.engines.local.changes import CatalogTable
 from recs_platform.engines.local.intake import KafkaIntake
 from recs_platform.errors import EngineError, PipelineError, RecsError, SourceError
 from recs_platform.events import Event, EventProducer, encode, topic_of
@@ -155,6 +158,40 @@ def test_a_loop_that_stands_still_is_a_problem_that_says_what_it_is_at(
     assert engine.standstill() == {}, "a build may take long, and says so itself"
     monkeypatch.setattr(engine_module, "BUILDS", 0.0)
     assert engine.standstill(), "but not for ever"
+
+
+def test_a_snapshot_that_fails_behind_a_new_slot_is_read_when_it_can_be(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance((engine := shop.open()).feed, CatalogFeed):
+        pytest.skip("of a catalog that is read through a slot")
+    shop.settle()
+    snapshot, fails = CatalogFeed.snapshot, [True]
+
+    def failing(feed: CatalogFeed, table: CatalogTable) -> Iterator[pa.Table]:
+        if fails:
+            fails.clear()
+            raise SourceError("the connection was cut")
+        return snapshot(feed, table)
+
+    monkeypatch.setattr(CatalogFeed, "snapshot", failing)
+    shop.sql("SELECT pg_drop_replication_slot(%s)", shop.settings.replication_slot)
+    shop.sql("INSERT INTO product_catalog (product_id, name) VALUES ('between', 'two slots')")
+    eventually(lambda: engine.round() >= 0 and "between" in shop.documents("products"))
+    assert not fails
+
+
+def test_a_table_that_no_file_reads_any_more_is_not_followed_any_more(shop: Shop) -> None:
+    engine = shop.open()
+    shop.settle()
+    gone = {"customers", "trending_by_segment", "trending_by_segment_sink", "segment_views", "product_views_by_segment"}
+    for path in shop.settings.sql_dir.rglob("*.sql"):
+        if any(name in path.read_text() for name in gone):
+            path.unlink()
+    engine.apply()
+    shop.sql("INSERT INTO customers VALUES (987, '25-34', 'DE')")
+    shop.sql("INSERT INTO product_catalog (product_id, name) VALUES ('after', 'that')")
+    eventually(lambda: engine.round() >= 0 and "after" in shop.documents("products"))
 
 
 def test_what_is_not_come_to_in_time_is_not_done_later(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -399,6 +400,17 @@ def test_transactions_are_read_once_committed_and_their_marks_are_no_lag(
     assert [payload for _, _, payload in taken.until_read(1)] == [b"kept"]
     until(lambda: bool(taken.poll()) and intake.lag()[0].next_offset == 4)
     assert intake.lag()[0].lag == 0
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "is_kept"), [(1_790_000_000_000, True), (-1, False), (None, False), (2**62, False), (10**16, False)]
+)
+def test_a_timestamp_that_is_in_no_year_there_is_counts_as_none(timestamp: int | None, is_kept: bool) -> None:
+    """As of a producer that counts in micro- or nanoseconds."""
+    record = SimpleNamespace(value=b"x", key=None, partition=0, offset=0, timestamp=timestamp)
+    [received] = intake_module._table([record])["received_at"].to_pylist()
+    assert (received.timestamp() == 1_790_000_000) is is_kept
+    assert is_kept or abs((received - datetime.now(UTC)).total_seconds()) < 60
 
 
 def test_what_flows_is_not_taken_for_held_back(
