@@ -140,6 +140,22 @@ def test_now_is_the_time_of_the_tick(connection: duckdb.DuckDBPyConnection, tmp_
     )
 
 
+@pytest.mark.parametrize(("number", "expected"), [("2.5", 2), ("3.5", 4), ("-2.5", -2), ("2.4", 2)])
+def test_the_half_of_a_float_goes_to_the_even_number(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path, number: str, expected: int
+) -> None:
+    assert evaluate(connection, tmp_path, "ROUND(body::double precision)", body=number) == expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"), [("n * 4", None), ("n + n", None), ("1 / (n - n)", None), ("n - 1", 2**62 - 1)]
+)
+def test_whole_numbers_that_are_too_large_are_null(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path, expression: str, expected: int | None
+) -> None:
+    assert evaluate(connection, tmp_path, expression, n=2**62) == expected
+
+
 def test_a_window_start_in_a_key(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
     expression = (
         "to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD') || 'T' || to_char(at AT TIME ZONE 'UTC', 'HH24:MI:SS') || 'Z'"
@@ -157,6 +173,10 @@ def test_a_window_start_in_a_key(connection: duckdb.DuckDBPyConnection, tmp_path
         ("to_jsonb(n)", "to_jsonb"),
         ("""'{"a": 1}'::jsonb""", "jsonb"),
         ("body IS JSON ARRAY", "ARRAY"),
+        ("to_char(at, 'Day')", "to_char"),
+        ("to_char(at, 'HH24:MI:SS.MS')", "to_char"),
+        ("to_char(at, 'YYYY\"T\"HH24')", "to_char"),
+        ("jsonb_build_object('at', at)", "jsonb_build_object"),
     ],
 )
 def test_what_has_no_exact_translation_is_refused_by_name(

@@ -267,6 +267,32 @@ def _arithmetic(node: exp.Expr, path: Path | None) -> exp.Expr:
     return _call("try", node.copy()) if new is node and is_whole else new
 
 
+def _to_char(node: exp.Expr, path: Path | None) -> exp.Expr:
+    left = re.sub(r"%[YmdHMS]", "", node.args["format"].name)
+    if re.search(r"[A-Za-z%\"]", left):
+        raise UnsupportedSql(
+            "to_char: the local engine knows YYYY, MM, DD, HH24, MI, SS and what stands between them alone", path
+        )
+    return node
+
+
+def _round(node: exp.Expr, path: Path | None) -> exp.Expr:
+    """Of a float the half goes to the even number; of a decimal, away from zero, as DuckDB has it."""
+    is_float = node.this.is_type(exp.DataType.Type.DOUBLE, exp.DataType.Type.FLOAT)
+    if is_float and node.args.get("decimals") is None:
+        return _call("round_even", node.this, exp.Literal.number(0))
+    return node
+
+
+def _build_object(call: exp.Expr, path: Path | None) -> exp.Expr:
+    for value in call.expressions[1::2]:
+        if value.is_type(*exp.DataType.TEMPORAL_TYPES):
+            raise UnsupportedSql(
+                "jsonb_build_object: a time is spelt otherwise by each engine; give it as text, with to_char", path
+            )
+    return _call("json_object", *call.expressions)
+
+
 def _lambda_not_in(seen: exp.Expr) -> exp.Expr:
     element = exp.to_identifier("element")
     contains = _call("list_contains", _call("coalesce", seen, exp.Array(expressions=[])), exp.column("element"))
@@ -324,7 +350,7 @@ _FUNCTIONS: dict[str, Callable[[exp.Expr, Path | None], exp.Expr]] = {
     "jsonb_path_query_array": _path_query_array,
     "to_jsonb": _to_jsonb,
     "jsonb_agg": _jsonb_agg,
-    "jsonb_build_object": _renamed("json_object"),
+    "jsonb_build_object": _build_object,
     "jsonb_typeof": _renamed("rw_jsonb_typeof"),
     "proctime": _renamed("proctime"),
 }
@@ -333,6 +359,8 @@ _REWRITES: dict[type[exp.Expr], Callable[[exp.Expr, Path | None], exp.Expr]] = {
     exp.Cast: _cast,
     exp.Is: _is,
     exp.Table: _table,
+    exp.TimeToStr: _to_char,
+    exp.Round: _round,
     exp.Add: _arithmetic,
     exp.Sub: _arithmetic,
     exp.Mul: _arithmetic,

@@ -62,6 +62,11 @@ def check_source(relation: Relation) -> None:
         )
     elif not relation.key:
         raise UnsupportedSql("a table needs a PRIMARY KEY", relation.path)
+    elif odd := [c.name for c in relation.columns if c.type.endswith("[]") or c.type == "BYTEA"]:
+        raise UnsupportedSql(
+            f"the local engine cannot copy {', '.join(odd)}: arrays and bytes come from PostgreSQL in its own spelling",
+            relation.path,
+        )
 
 
 def with_columns(table: pa.Table | None, names: list[str]) -> pa.Table:
