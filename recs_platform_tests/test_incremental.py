@@ -571,6 +571,10 @@ def wider(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
             ),
             "must select that column",
         ),
+        (
+            "SELECT kafka_partition, COUNT(*) AS n FROM user_activity_parsed GROUP BY kafka_partition",
+            "view of their own",
+        ),
         ("SELECT product_id, received_at FROM user_activity ORDER BY received_at LIMIT 3", "LIMIT"),
         ("SELECT user_id, generate_series(1, 3) AS n FROM user_activity", "does not know"),
     ],

@@ -159,6 +159,11 @@ def _mode(analysis: Analysis, tracer: Tracer, pipeline: Pipeline) -> Mode:
     if tracer.is_linear and of_messages:
         _check_appended(analysis)
         return Mode.APPEND
+    if any(pipeline[o.relation].topic and not pipeline[o.relation].is_keyed for o in analysis.driving):
+        raise UnsupportedSql(
+            "the log of a Kafka source is not kept for ever: keep its messages in a view of their own, and aggregate or join that one",
+            analysis.relation.path,
+        )
     if is_plain and _is_cheap(analysis):
         return Mode.DERIVED
     lost = any(analysis.path_to_key(f.home) is None for f in analysis.time_filters)
