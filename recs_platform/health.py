@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -99,13 +99,16 @@ Memory = Mapping[Key, Seen]
 def load_memory(text: str | None) -> dict[Key, Seen]:
     """What `dump_memory` gave; empty where it cannot be read."""
     try:
-        return {tuple(key): Seen(*map(_whole, values)) for key, values in json.loads(text or "[]")}
-    except (ValueError, TypeError):
+        return {
+            tuple(key): Seen(**{name: _whole(value) for name, value in seen.items()})
+            for key, seen in json.loads(text or "[]")
+        }
+    except (ValueError, TypeError, AttributeError):  # also of another release
         return {}
 
 
 def dump_memory(memory: Memory) -> str:
-    return json.dumps([[key, astuple(seen)] for key, seen in memory.items()])
+    return json.dumps([[key, asdict(seen)] for key, seen in memory.items()])
 
 
 def _whole(value: Any) -> Any:

@@ -61,7 +61,9 @@ def _check_postgres(url: str) -> None:
     """Does not repeat the text: where it cannot be parsed, no password can be masked."""
     try:
         split = urlsplit(url)
-        is_url = split.scheme in ("postgresql", "postgres") and split.port != 0
+        hosts_and_ports = split.netloc.rpartition("@")[2].split(",")  # several for a failover
+        ports = [urlsplit(f"//{each}").port for each in hosts_and_ports]
+        is_url = split.scheme in ("postgresql", "postgres") and 0 not in ports
     except ValueError:
         is_url = False
     # an unescaped / or @ in a password cuts the URL elsewhere than was meant, and nothing after ? is masked

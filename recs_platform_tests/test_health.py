@@ -377,7 +377,17 @@ def test_what_is_sent_while_the_engine_builds_waits_and_is_not_idle() -> None:
     assert found["trending_products_sink",].blame == VIEWS
 
 
-@pytest.mark.parametrize("text", ["", None, "no JSON", '[["x"]]'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        None,
+        "no JSON",
+        '[["x"]]',
+        '[[["kafka", "purchases"], ["fresh", 1.0, 5, 1.0]]]',
+        '[[["a"], {"color": "red"}]]',
+    ],
+)
 def test_a_memory_that_cannot_be_read_is_begun_anew(text: str | None) -> None:
     assert load_memory(text) == {}
 

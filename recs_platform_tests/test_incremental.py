@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlglot import exp
 
-from recs_platform.engines.local import refresh, touching
+from recs_platform.engines.local import database as database_module
+from recs_platform.engines.local import incremental, refresh, touching
 from recs_platform.engines.local.database import Database, TickInput
 from recs_platform.engines.local.incremental import Mode, analyse
 from recs_platform.engines.local.intake import Position
@@ -321,6 +322,39 @@ def test_a_number_that_is_too_large_ends_no_tick(tmp_path: Path) -> None:
     for quantity in (2**62, 2**62, 1):
         feeder.tick(START, purchases=[bought | {"quantity": quantity}])
     assert feeder.rows("SELECT four, shares FROM parts ORDER BY kafka_offset") == [(None, 0), (None, 0), (4, None)]
+    database.close()
+
+
+def test_keys_are_noted_once_while_redis_is_away(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "DIRTY_COMPACTED", 4)
+    feeder, sink = Feeder(database), database.pipeline["products_sink"]
+    for price in range(6):
+        rows: list[dict[str, object]] = [{"product_id": "p1", "name": "n", "price": price}]
+        feeder.tick(START, catalog=feeder.catalog_changes("product_catalog", rows))
+    before = database.dirty_documents(sink)
+    database.compact_dirty()
+    assert database.dirty_documents(sink) == before
+    assert feeder.rows(f"SELECT count(*) FROM recs.dirty WHERE sink = '{sink.physical_name}'") == [(1,)]
+
+
+def test_what_an_older_release_deployed_and_this_one_refuses_can_be_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql, query = (
+        sql_copy(tmp_path / "sql"),
+        "SELECT kafka_offset FROM user_activity_parsed UNION SELECT kafka_offset FROM purchases_parsed",
+    )
+    (sql / "offsets.sql").write_text(f"CREATE MATERIALIZED VIEW offsets AS {query};")
+    with monkeypatch.context() as older:
+        older.setattr(incremental, "_check_appended", lambda analysis: None)
+        former = Database(tmp_path / "engine.duckdb", "1GB")
+        former.deploy(Pipeline.load(sql), START)
+        former.close()
+    (sql / "offsets.sql").write_text(f"CREATE MATERIALIZED VIEW offsets AS {query.replace('UNION', 'UNION ALL')};")
+    database = Database(tmp_path / "engine.duckdb", "1GB")
+    database.deploy(Pipeline.load(sql), START)
+    Feeder(database).tick(START, [b"x"])
+    assert database.connection.execute("SELECT * FROM offsets").fetchall() == [("0",)]
     database.close()
 
 

@@ -49,7 +49,13 @@ def test_a_value_that_cannot_be_used_is_refused_by_its_variable(variable: str, v
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://u:p%40ss%2F@db:5432/shop", "postgres://u@db/shop", "postgresql:///shop?host=/run/postgresql"]
+    "url",
+    [
+        "postgresql://u:p%40ss%2F@db:5432/shop",
+        "postgres://u@db/shop",
+        "postgresql:///shop?host=/run/postgresql",
+        "postgresql://u:p@h1:5432,h2:5432/shop",
+    ],
 )
 def test_what_psycopg_takes_for_a_url_is_taken(url: str, tmp_path: Path) -> None:
     assert Settings.load({"RECS_POSTGRES_URL": url}, state_dir=tmp_path).postgres_url == url

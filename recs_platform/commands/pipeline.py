@@ -26,6 +26,8 @@ from recs_platform.plan import Action, Plan, Step
 from recs_platform.schema import Drift, What, copies, drifts, read_columns
 from recs_platform.settings import Settings
 
+PATIENT_SECONDS = 150.0  # the local engine answers between two ticks, and a build is one
+
 NOTHING = "Nothing to do: what is deployed is what sql/ says."
 REBUILD = click.option(
     "--rebuild", multiple=True, metavar="NAME", help="Build this relation anew although nothing changed."
@@ -44,7 +46,7 @@ ONLY = click.option(
 @click.option("--check", is_flag=True, help="Exit code 2 when there is something to do, 3 when that breaks a reader.")
 def plan(rebuild: tuple[str, ...], only: tuple[str, ...], as_json: bool, check: bool) -> None:
     """What `recs apply` would do, why, what it costs and what it breaks; and how the catalog differs."""
-    with reported(), connect() as engine:
+    with reported(), connect(timeout=PATIENT_SECONDS) as engine:
         found = Findings.of(engine, rebuild, only)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
@@ -66,7 +68,7 @@ def apply(rebuild: tuple[str, ...], only: tuple[str, ...], dry_run: bool, yes: b
     Only what changed, and what reads it, is built anew; readers go over when the new version is complete. What breaks a
     reader is asked about first.
     """
-    with reported(), connect() as engine:
+    with reported(), connect(timeout=PATIENT_SECONDS) as engine:
         if dry_run or not yes:
             found = Findings.of(engine, rebuild, only)
             if dry_run:
@@ -127,7 +129,7 @@ class Findings:
 @click.command()
 def rollback() -> None:
     """Let readers go back to what was live before the last switch, while that is still kept."""
-    with reported(), connect() as engine, Watched() as watched:
+    with reported(), connect(timeout=PATIENT_SECONDS) as engine, Watched() as watched:
         done = engine.roll_back(watched.tell)
     _show(done, "")
 

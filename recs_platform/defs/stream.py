@@ -21,6 +21,7 @@ from recs_platform.settings import Settings
 
 DEPLOY, REBUILD, RESYNC = "deploy_pipeline", "rebuild_views", "resync_sinks"
 RETRIES, BETWEEN_RETRIES = 5, 15.0  # seconds, for an engine that is just being started
+SENSOR_SECONDS = 10.0  # that a sensor, which Dagster gives a minute in all, waits for an answer
 BETWEEN_WORDS = 5.0  # seconds between two lines on one step
 
 
@@ -157,7 +158,7 @@ def refusal(engine: StreamEngine, rebuild: Collection[str]) -> dg.Failure | None
 def held_back(platform: Platform, rebuild: Collection[str]) -> str:
     """Why a repair would come to nothing just now and is put off, "" where it would not."""
     try:
-        with platform.engine() as engine:
+        with platform.engine(SENSOR_SECONDS) as engine:
             failure = refusal(engine, rebuild)
     except RecsError as error:
         return str(error)

@@ -106,7 +106,7 @@ class LastGood:
         with self._lock:
             if (before := self._answers.pop(question.key, None)) is not None:
                 self._items -= len(before) + len(question.key)
-            if not kept or sum(len(part) for part in question.key if isinstance(part, str)) > LONGEST_KEPT:
+            if sum(len(part) for part in question.key if isinstance(part, str)) > LONGEST_KEPT:
                 return
             self._answers[question.key] = kept
             self._items += len(kept) + len(question.key)

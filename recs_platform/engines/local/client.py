@@ -107,7 +107,7 @@ class LocalEngine:
         return answer
 
     def _action(self, name: str, **request: Any) -> Any:
-        options = self._patient if name in ("plan", "apply", "roll_back", "forget") else self._options
+        options = self._patient if name in ("apply", "roll_back", "forget") else self._options
         try:
             results = list(self._client.do_action(flight.Action(name, json.dumps(request).encode()), options))
         except (flight.FlightError, pa.ArrowException) as error:

@@ -6,6 +6,7 @@ changed in the sinks is left in `recs.dirty` until the sink writer says that Red
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,9 +38,12 @@ from recs_platform.engines.local.relations import (
     with_columns,
 )
 from recs_platform.engines.local.storage import Storage, drop, quoted
-from recs_platform.pipeline import USER, Kind, Pipeline, Relation
+from recs_platform.errors import UnsupportedSql
+from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, make_plan
 from recs_platform.readers import downstream
+
+log = logging.getLogger("recs.engine")
 
 _STATE = """
 CREATE SCHEMA IF NOT EXISTS recs;
@@ -58,6 +62,7 @@ CREATE TABLE IF NOT EXISTS recs.prefixes (name VARCHAR, version VARCHAR, is_live
 # in; under steady traffic when the log has grown this long, which is then read again within seconds after a kill.
 LONGEST_LOG = "512MB"
 THREADS = 2
+DIRTY_COMPACTED = 500_000
 MANY = 5_000  # messages from which on a tick is not small
 QUIET_LOG = 32 << 20  # bytes from which on it is made when nothing comes in
 RESETS_KEPT = 1_000
@@ -113,6 +118,7 @@ class Database:
         self._then = self._deployed_at = self._saved_time()
         self._is_tuned_small = False
         self._forgotten = forgetting.forgotten(self.connection)
+        self._dirty_once = 0  # rows of recs.dirty when each was there once
         self.keyless = set[str]()  # sinks with rows that have no key
         self.refused = 0  # messages of forgotten shoppers, since it was opened
         self._changed: set[str] = set()  # physical names, since time moved last
@@ -225,12 +231,20 @@ class Database:
         """The parts as they were when the file was left."""
         deployed = self.deployed()
         if any(deployed.get(r.relation.name, r.relation.fingerprint) != r.relation.fingerprint for r in refreshers):
-            refreshers = refreshers_of(files.kept(self.connection), self._storage)
+            refreshers = self._known_to_this_release(files.kept(self.connection))
         there = {f"{name}__{fingerprint}" for name, fingerprint in deployed.items()}
         known = [refresher for refresher in refreshers if refresher.table in there]
         for refresher in known:
             refresher.open(self.connection)
         return split(known)[1]
+
+    def _known_to_this_release(self, former: Pipeline) -> list[Refresher]:
+        """What one before deployed, but for what this one refuses: that is about to be replaced."""
+        try:
+            return refreshers_of(former, self._storage)
+        except UnsupportedSql as error:
+            log.warning("what was deployed is refused by this release, and is replaced: %s", error)
+            return []
 
     def forget(self, user_id: int, now: datetime) -> Plan:
         """Takes a shopper out of everything, and takes nothing of theirs in any more; whole or not at all."""
@@ -317,7 +331,8 @@ class Database:
         physical = quoted(table.physical_name)
         self.connection.execute(f"DELETE FROM {physical}")
         with self._registered("rows", with_columns(rows, [c.name for c in table.columns])):
-            self.connection.execute(f"INSERT INTO {physical} SELECT {', '.join(_typed(table).values())} FROM rows")
+            typed = f"SELECT {', '.join(_typed(table).values())} FROM rows"
+            self.connection.execute(f"INSERT INTO {physical} SELECT * FROM ({typed}) {forgetting.welcome(table)}")
         self.note_read(table)
 
     def _new_prefix(self, sink: Relation) -> None:
@@ -395,7 +410,7 @@ class Database:
         sinks = [r.table for r in refreshed if r.relation.kind is Kind.SINK and r.table in tick.changed]
         if sinks:
             keys = " UNION ".join(f"SELECT '{sink}', key FROM {delta_table(sink)}" for sink in sinks)
-            connection.execute(f"INSERT INTO recs.dirty SELECT * FROM ({keys}) EXCEPT SELECT sink, key FROM recs.dirty")
+            connection.execute(f"INSERT INTO recs.dirty {keys}")
 
     def _tune(self, is_small: bool) -> None:
         """A small tick is planned rather than worked: a second thread and what only large joins need cost it a fifth."""
@@ -497,8 +512,7 @@ class Database:
         with self._registered("upserts", upserts), self._registered("deletes", deletes):
             tick.put("touched", f"SELECT {keys} FROM upserts UNION SELECT {keys} FROM deletes")
             # a forgotten shopper stays in a file until somebody takes the line out
-            is_asked = relation.is_from_file and relation.names_shoppers and self._forgotten
-            welcome = f"WHERE {quoted(USER)} NOT IN (SELECT user_id FROM recs.forgotten)" if is_asked else ""
+            welcome = forgetting.welcome(relation)
             cut = "" if changes.truncated else f"SEMI JOIN temp.touched AS t ON {same}"
             tick.replace(
                 relation.physical_name,
@@ -564,6 +578,21 @@ class Database:
 
     def set_fact(self, name: str, value: str) -> None:
         self.connection.execute("INSERT OR REPLACE INTO recs.facts VALUES (?, ?)", [name, value])
+
+    def compact_dirty(self) -> None:
+        """While Redis is away for long, a key is noted once, and not for each time it has changed."""
+        if self._count_dirty() < max(DIRTY_COMPACTED, 2 * self._dirty_once):
+            return
+        with self.transaction() as connection:
+            connection.execute("CREATE OR REPLACE TEMP TABLE dirty_once AS SELECT DISTINCT sink, key FROM recs.dirty")
+            connection.execute("DELETE FROM recs.dirty")
+            connection.execute("INSERT INTO recs.dirty SELECT sink, key FROM temp.dirty_once")
+            connection.execute("DROP TABLE temp.dirty_once")
+        self._dirty_once = self._count_dirty()
+
+    def _count_dirty(self) -> int:
+        row = self.connection.execute("SELECT count(*) FROM recs.dirty").fetchone()
+        return int(row[0]) if row else 0
 
     def mark_all_dirty(self, sink: Relation) -> None:
         table = quoted(sink.physical_name)

@@ -80,7 +80,7 @@ class Engine:
         self._held_until = 0.0  # when the last long one was
         self._is_over = threading.Event()
         self._requests: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._next = {"catalog": 0.0, "trim": 0.0, "lag": 0.0}
+        self._next = {"catalog": 0.0, "trim": 0.0, "lag": 0.0, "compact": 0.0}
         self._clock_moved_at = datetime.fromtimestamp(0, UTC)
         self._written_at = 0.0  # monotonic
         self._started_at, self._started_uptime = clock(), time.clock_gettime(UPTIME)
@@ -217,6 +217,8 @@ class Engine:
 
     def _housekeeping(self, messages: Intake) -> None:
         self._trim()
+        if self._is_due("compact", BETWEEN_TRIMS):
+            self.database.compact_dirty()
         if not messages.count:
             self.database.tidy()
         for topic, table in messages.tables.items():

@@ -36,9 +36,20 @@ def remove(connection: Connection, pipeline: Pipeline, user_id: int, now: dateti
     """Notes that the shopper is forgotten, and takes the rows out of the raw log, of what is read straight from it, and of what
     is read from files."""
     connection.execute("INSERT OR IGNORE INTO recs.forgotten VALUES (?, ?)", [user_id, now])
-    for relation in (*pipeline.topics.values(), *_first(pipeline), *_from_files(pipeline)):
+    for relation in (*pipeline.topics.values(), *_first(pipeline)):
         if whose := owner_of(relation):
             connection.execute(f"DELETE FROM {quoted(relation.physical_name)} WHERE {whose} = ?", [user_id])
+    for relation in _from_files(pipeline):
+        connection.execute(
+            f"DELETE FROM {quoted(relation.physical_name)} WHERE TRY_CAST({USER} AS BIGINT) = ?", [user_id]
+        )
+
+
+def welcome(table: Relation) -> str:
+    """A condition on rows of a file: a forgotten shopper stays in it until somebody takes the line out."""
+    if not (table.is_from_file and table.names_shoppers):
+        return ""
+    return f"WHERE COALESCE(TRY_CAST({USER} AS BIGINT) NOT IN (SELECT user_id FROM recs.forgotten), true)"
 
 
 def to_rebuild(pipeline: Pipeline) -> list[str]:

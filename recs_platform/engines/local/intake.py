@@ -461,7 +461,8 @@ class _Reader:
     def _stable(self) -> dict[Partition, int]:
         """The partitions that hold more than may be read as yet, and how far that is, as the last fetch told both."""
         found = {at: self._consumer.last_stable_offset(partition) for at, partition in self._partitions.items()}
-        return {at: stable for at, stable in found.items() if stable is not None and stable < self._ends()[at]}
+        ends = self._ends()
+        return {at: stable for at, stable in found.items() if stable is not None and stable < ends[at]}
 
 
 def _joined(batches: Sequence[_Batch]) -> _Batch:

@@ -164,11 +164,14 @@ def _run(cursor: duckdb.DuckDBPyConnection, sql: str, params: list[Any]) -> pa.T
         raise duckdb.InvalidInputException("one SELECT is wanted; the pipeline is changed in sql/")
     reader: pa.RecordBatchReader = cursor.sql(sql, params=params).to_arrow_reader(BATCH_ROWS)
     batches, count = list[pa.RecordBatch](), 0
-    for batch in reader:
-        batches.append(batch)
-        count += batch.num_rows
-        if count > MAX_ROWS:
-            raise duckdb.InvalidInputException(f"more than {MAX_ROWS:,} rows: add a LIMIT or aggregate")
+    try:
+        for batch in reader:
+            batches.append(batch)
+            count += batch.num_rows
+            if count > MAX_ROWS:
+                raise duckdb.InvalidInputException(f"more than {MAX_ROWS:,} rows: add a LIMIT or aggregate")
+    except (OSError, pa.ArrowException) as error:  # as Arrow tells of an error behind the first rows
+        raise duckdb.Error(str(error)) from None
     return pa.Table.from_batches(batches, reader.schema)
 
 

@@ -69,11 +69,11 @@ def _messages(kafka: str, place: tuple[str, int], first: int, end: int) -> int:
 
 @lru_cache(maxsize=1_000)
 def _sent_at(kafka: str, place: tuple[str, int], offset: int) -> datetime | None:
-    """When the message at an offset was sent, or the next there is; None where nobody can say."""
+    """When the message at an offset was sent, or the next there is; None where it does not say. Raises `SourceError`."""
     topic, partition = place
-    with suppress(SourceError):
-        for message in read(kafka, topic, {partition: Span(offset, offset + 1)}, READ_SECONDS, quiet_seconds=0.0):
-            return datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC)
+    for message in read(kafka, topic, {partition: Span(offset, offset + 1)}, READ_SECONDS, quiet_seconds=0.0):
+        milliseconds = message.timestamp()[1]
+        return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds >= 0 else None
     return None
 
 
@@ -93,7 +93,9 @@ def _partition(
             lag = _messages(kafka, place, following, end)
             end = following + lag
     if lag and (newest is None or newest > now):  # nothing is known of what was read, or a producer's clock is ahead
-        newest = _sent_at(kafka, place, following)
+        newest = None
+        with suppress(SourceError):
+            newest = _sent_at(kafka, place, following)
     waits = (now - newest).total_seconds() if newest and lag else 0.0
     return {
         "topic": place[0],
