@@ -19,6 +19,7 @@ class Touching:
     def __init__(self, analysis: Analysis, physical: Mapping[int, str], columns: Mapping[int, Sequence[str]]) -> None:
         self._analysis, self._physical, self._columns_of = analysis, physical, columns
         # A row that is merely new leaves all that is there as it is, or is added to it.
+        self._paths: dict[int, tuple[list[Edge], dict[str, exp.Expr]] | None] = {}
         self._keeps_what_stands = analysis.mode in (Mode.LINEAR, Mode.ADDITIVE)
 
     def keys(self, tick: Tick) -> str | None:
@@ -69,7 +70,9 @@ class Touching:
             yield f"{between} AND NOT ({subject} {time_filter.op} {bound(time_filter, 'now')})"
 
     def _keys_from(self, start: Occurrence, table: str, wanted: list[str], tick: Tick) -> str | None:
-        path = self._analysis.path_to_key(start.index)
+        if start.index not in self._paths:
+            self._paths[start.index] = self._analysis.path_to_key(start.index)
+        path = self._paths[start.index]
         if path is None:
             return None
         edges, key = path
