@@ -65,12 +65,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was known of a box at the last look: its state and since when; of a replication slot since when nobody reads it, 0.0
-    where somebody does (`unread_since`); how many messages were taken in, and since when
-    as many or nothing waited; how many there were, and since when as many; since when some wait, and of each partition where some
-    do since when, and up to which offset some did then (`waits`). `took` and `came`: messages a
-    second between the last two looks that were `RATE_OVER` apart, None where that is not known; `mark`: when the later of them
-    was, and what was taken in and sent. `looked_at`: when that was; `blame`: the box the state was because of."""
+    """What was known of a box at the last look: its state, since when, and the box that was because of (`blame`).
+
+    Of a topic: how many messages were `taken` in, and since when as many or nothing waited; how many were `sent`, and since when as
+    many; since when some wait, and of each partition where some do since when, and up to which offset some did then (`waits`).
+    `took` and `came`: messages a second between the last two looks that were `RATE_OVER` apart, None where that is not known;
+    `mark`: when the later of them was, and what was taken in and sent. `looked_at`: when it was last looked at. Of a replication
+    slot: since when nobody reads it, 0.0 where somebody does (`unread_since`).
+    """
 
     state: str = State.UNKNOWN
     since: float = 0.0
