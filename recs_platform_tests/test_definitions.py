@@ -524,7 +524,7 @@ def test_a_slot_that_is_lost_under_an_engine_that_does_not_retake_it_has_the_cat
             return pipeline
 
     @contextmanager
-    def engine(self: Platform) -> Iterator[Answering]:
+    def engine(self: Platform, timeout: float = 30.0) -> Iterator[Answering]:
         yield Answering()
 
     monkeypatch.setattr(Platform, "engine", engine)
