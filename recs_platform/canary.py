@@ -55,13 +55,8 @@ class Flight:
         """When the first was sent that has not come."""
         return self.missing[0][1] if self.missing else self.sent_at
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether what does not come is more than late."""
-        return self.is_lost_since(0.0)
-
     def is_lost_since(self, moment: float) -> bool:
-        """The same where nothing could have come before that moment."""
+        """Whether what does not come is more than late, where nothing could have come before that moment."""
         return self.seconds is None and self.sent_at - max(self.lost_since, moment) > LATE
 
     @property

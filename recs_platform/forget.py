@@ -16,7 +16,7 @@ from recs_platform.catalog import connected
 from recs_platform.catalog_file import find_file, typed_rows
 from recs_platform.engines import connect
 from recs_platform.engines.base import StreamEngine
-from recs_platform.engines.local.forgetting import NAMED, PLACES, owner_of
+from recs_platform.engines.local.forgetting import NAMED, PLACES, from_files, owner_of
 from recs_platform.foreign_json import parsed
 from recs_platform.pipeline import USER, Kind, Pipeline
 from recs_platform.schema import copies
@@ -128,7 +128,7 @@ def _catalog_tables(pipeline: Pipeline) -> Iterator[str]:
 
 
 def _in_files(settings: Settings, pipeline: Pipeline, user: int) -> Traces:
-    tables = [relation for relation in pipeline if relation.is_from_file and relation.names_shoppers]
+    tables = from_files(pipeline)
     paths = {table.name: find_file(settings.catalog_dir, table.name) for table in tables}
     return {
         (FILES, str(paths[t.name])): sum(row[USER] == user for row in typed_rows(paths[t.name], t.columns, t.key))

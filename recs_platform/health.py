@@ -68,7 +68,7 @@ class Seen:
     """What was known of a box at the last look: its state, since when, and the box that was because of (`blame`).
 
     Of a topic: how many messages were `taken` in, and since when as many or nothing waited; how many were `sent`, and since when as
-    many; since when some wait, and of each partition where some do since when, and up to which offset some did then (`waits`).
+    many; of each partition where some wait since when, and up to which offset some did then (`waits`).
     `took` and `came`: messages a second between the last two looks that were `RATE_OVER` apart, None where that is not known;
     `mark`: when the later of them was, and what was taken in and sent. `looked_at`: when it was last looked at. Of a replication
     slot: since when nobody reads it, 0.0 where somebody does (`unread_since`).
@@ -83,7 +83,6 @@ class Seen:
     took: float | None = None
     came: float | None = None
     mark: tuple[float, int, int] = (0.0, -1, -1)
-    waits_at: float = 0.0
     waits: tuple[tuple[int, float, int], ...] = ()
     looked_at: float = 0.0
     blame: Key = ()
@@ -93,6 +92,11 @@ class Seen:
     def waited(self) -> bool:
         """Whether messages waited at that look."""
         return self.taken < self.sent
+
+    @property
+    def waits_at(self) -> float:
+        """Since when the message that waits longest may; that look, where none does."""
+        return min((since for _, since, _ in self.waits), default=self.looked_at)
 
 
 Memory = Mapping[Key, Seen]
@@ -213,7 +217,6 @@ def _counted(reading: Reading | None, before: Seen, now: float) -> Seen:
     taken = sent - int(reading.numbers.get("lag_messages", 0))
     unseen = max(before.looked_at, now - LONGEST_BLIND)
     began = now if sent - taken < MANY else unseen  # a few may just have come
-    waits = tuple(_waits(reading, before, began, now))
     return _with_rates(
         replace(
             before,
@@ -221,8 +224,7 @@ def _counted(reading: Reading | None, before: Seen, now: float) -> Seen:
             taken_at=(before.taken_at if before.waited else unseen) if taken == before.taken else now,
             sent=sent,
             sent_at=before.sent_at if sent == before.sent else now,
-            waits_at=min((since for _, since, _ in waits), default=now),
-            waits=waits,
+            waits=tuple(_waits(reading, before, began, now)),
             looked_at=now,
         ),
         now,

@@ -33,9 +33,8 @@ WATCH_SECONDS = 5.0  # that a watch waits for the engine: whoever scrapes it mus
 WATCHERS_EVERY = 30.0  # seconds between two questions to Dagster
 AT_MOST_EVERY = 5.0  # seconds between looks of one watch
 REMEMBERED = "health.json"
-PARTS_OF_BOXES = frozenset(
-    {"engine", "kafka", "catalog", "redis"}
-)  # whose problems are told of with the boxes they are of
+# whose problems are told of with the boxes they are of
+PARTS_OF_BOXES = frozenset({"engine", "kafka", "catalog", "redis"})
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from recs_platform.errors import SettingsError
 from recs_platform.kafka_address import KafkaAddress, hosts
 from recs_platform.redis_address import EACH, RedisAddress
+from recs_platform.whole_file import write_whole
 
 CDC, UPSERTS, DEBEZIUM, FILE = "cdc", "upserts", "debezium", "file"
 """Where the catalog may come from: PostgreSQL, a topic of rows or of Debezium's changes, files."""
@@ -98,6 +100,9 @@ def _setting(
     if callable(default):
         return field(default_factory=default, metadata=metadata, repr=not secret)
     return field(default=default, metadata=metadata, repr=not secret)
+
+
+_port = partial(_setting, check=_check_port)
 
 
 @dataclass(frozen=True)
@@ -216,24 +221,12 @@ class Settings:
     api_token: str = _setting(
         "RECS_API_TOKEN", "", "the token the HTTP API is asked with; none on loopback", secret=True
     )
-    kafka_port: int = _setting(
-        "RECS_KAFKA_PORT", 0, "port of the embedded broker; 0 takes a free one", check=_check_port
-    )
-    postgres_port: int = _setting(
-        "RECS_POSTGRES_PORT", 0, "port of the embedded PostgreSQL; 0 takes a free one", check=_check_port
-    )
-    redis_port: int = _setting(
-        "RECS_REDIS_PORT", 0, "port of the embedded Valkey; 0 takes a free one", check=_check_port
-    )
-    engine_port: int = _setting(
-        "RECS_ENGINE_PORT", 0, "port the engine answers queries on; 0 takes a free one", check=_check_port
-    )
-    dagster_port: int = _setting(
-        "RECS_DAGSTER_PORT", 3000, "port of the Dagster UI; taken already: a free one", check=_check_port
-    )
-    api_port: int = _setting(
-        "RECS_API_PORT", 8080, "port of the HTTP API; taken already: a free one", check=_check_port
-    )
+    kafka_port: int = _port("RECS_KAFKA_PORT", 0, "port of the embedded broker; 0 takes a free one")
+    postgres_port: int = _port("RECS_POSTGRES_PORT", 0, "port of the embedded PostgreSQL; 0 takes a free one")
+    redis_port: int = _port("RECS_REDIS_PORT", 0, "port of the embedded Valkey; 0 takes a free one")
+    engine_port: int = _port("RECS_ENGINE_PORT", 0, "port the engine answers queries on; 0 takes a free one")
+    dagster_port: int = _port("RECS_DAGSTER_PORT", 3000, "port of the Dagster UI; taken already: a free one")
+    api_port: int = _port("RECS_API_PORT", 8080, "port of the HTTP API; taken already: a free one")
     kafka_partitions: int = _setting(
         "RECS_KAFKA_PARTITIONS", 4, "partitions of the topics we create in a Kafka of yours"
     )
@@ -329,11 +322,7 @@ class Settings:
 
 def save_endpoints(state_dir: Path, settings: Settings) -> None:
     """Writes the endpoints of a running stack, readable by its owner alone."""
-    path = state_dir / ENDPOINTS_FILE
-    temporary = path.with_suffix(".new")
-    temporary.touch(mode=0o600)
-    temporary.write_text(json.dumps(settings.endpoints(), indent=2))
-    temporary.replace(path)
+    write_whole(state_dir / ENDPOINTS_FILE, json.dumps(settings.endpoints(), indent=2), mode=0o600)
 
 
 def _endpoints(state_dir: Path) -> dict[str, str]:

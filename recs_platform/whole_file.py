@@ -7,10 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Raises `OSError` where it cannot be written; what was there stays then."""
+def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
+    """`mode`: who may read and write it, less what this process' umask takes away. Raises `OSError` where it cannot be written;
+    what was there stays then."""
     temporary = path.with_name(f"{path.name}.{time.monotonic_ns()}")
     try:
+        temporary.touch(mode=mode)
         temporary.write_text(text)
         temporary.replace(path)
     except OSError:

@@ -185,12 +185,12 @@ def test_what_was_seen_is_remembered_while_it_is_news(tmp_path: Path) -> None:
 
 def test_what_does_not_come_is_late_for_a_minute_and_lost_from_then_on() -> None:
     late = Flight("canary_sink", "a message", 1_000.0, problem="nothing came")
-    assert (late.lost_since, late.is_lost) == (1_000.0, False)
+    assert (late.lost_since, late.is_lost_since(0.0)) == (1_000.0, False)
     later = replace(late, missing=(("a", 1_000.0 - LATE), ("b", 990.0)))
-    assert (later.lost_since, later.is_lost) == (1_000.0 - LATE, False)
+    assert (later.lost_since, later.is_lost_since(0.0)) == (1_000.0 - LATE, False)
     lost = replace(late, missing=(("a", 999.0 - LATE),))
-    assert lost.is_lost
-    assert not replace(lost, seconds=0.2).is_lost
+    assert lost.is_lost_since(0.0)
+    assert not replace(lost, seconds=0.2).is_lost_since(0.0)
     assert not lost.is_lost_since(lost.sent_at - LATE), (
         "where nothing could come before, it has been late for no longer"
     )

@@ -108,10 +108,7 @@ def secret(state_dir: Path, name: str) -> str:
     """A random secret, made once and kept in the state directory, readable by its owner alone."""
     kept = state_dir / name
     if not kept.exists() or not kept.read_text():  # a kill or a full disk may have left it empty
-        temporary = state_dir / f"{name}.new"
-        temporary.touch(mode=0o600)
-        temporary.write_text(secrets.token_urlsafe(24))
-        temporary.replace(kept)
+        write_whole(kept, secrets.token_urlsafe(24), mode=0o600)
     return kept.read_text()
 
 

@@ -119,7 +119,7 @@ class Database:
         self._is_tuned_small = False
         self._forgotten = forgetting.forgotten(self.connection)
         self._dirty_once = 0  # rows of recs.dirty when each was there once
-        self.keyless = set[str]()  # sinks with rows that have no key
+        self.keyless = set[str]()  # sinks with rows that have no key, of which the log tells once
         self.refused = 0  # messages of forgotten shoppers, since it was opened
         self._changed: set[str] = set()  # physical names, since time moved last
         self._all_written = False  # Redis has all that is dirty
@@ -621,8 +621,9 @@ class Database:
             return []
         found = self._delta_of.get(physical, self.connection).execute(query).fetchall()
         told = [row for row in found if row[0] is not None]
-        if len(told) < len(found):
+        if len(told) < len(found) and sink.name not in self.keyless:
             self.keyless.add(sink.name)
+            log.warning("%s has rows whose key is NULL: they are not written. Leave them out in its file", sink.name)
         return told
 
     def documents(self, sink: Relation) -> dict[str, str]:

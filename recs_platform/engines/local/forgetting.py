@@ -39,7 +39,7 @@ def remove(connection: Connection, pipeline: Pipeline, user_id: int, now: dateti
     for relation in (*pipeline.topics.values(), *_first(pipeline)):
         if whose := owner_of(relation):
             connection.execute(f"DELETE FROM {quoted(relation.physical_name)} WHERE {whose} = ?", [user_id])
-    for relation in _from_files(pipeline):
+    for relation in from_files(pipeline):
         connection.execute(
             f"DELETE FROM {quoted(relation.physical_name)} WHERE TRY_CAST({USER} AS BIGINT) = ?", [user_id]
         )
@@ -54,7 +54,7 @@ def welcome(table: Relation) -> str:
 
 def to_rebuild(pipeline: Pipeline) -> list[str]:
     """What is made from those: to be built anew. They themselves may hold more than the raw log still does."""
-    first = [*_first(pipeline), *_from_files(pipeline)]
+    first = [*_first(pipeline), *from_files(pipeline)]
     below = {r.name for relation in first for r in downstream(pipeline, relation.name)} - {r.name for r in first}
     return [relation.name for relation in pipeline if relation.name in below]
 
@@ -68,7 +68,8 @@ def owner_of(relation: Relation) -> str | None:
     return user_of(quoted(payloads[0])) if len(payloads) == 1 else None
 
 
-def _from_files(pipeline: Pipeline) -> list[Relation]:
+def from_files(pipeline: Pipeline) -> list[Relation]:
+    """The tables of shoppers that nothing but a file feeds."""
     return [relation for relation in pipeline if relation.is_from_file and relation.names_shoppers]
 
 

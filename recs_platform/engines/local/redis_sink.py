@@ -6,7 +6,6 @@ twice is the same key. A Redis that lost its memory (another server, or the poin
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Sequence
@@ -20,8 +19,6 @@ from recs_platform.serving import keys, versions
 from recs_platform.serving.cluster import nodes_of, one_of_each
 from recs_platform.serving.connection import client
 from recs_platform.settings import masked
-
-log = logging.getLogger("recs.engine")
 
 _CHUNK = 1_000
 _LOOK_EVERY = 1.0  # seconds between looks at whether Redis is still the one that was filled
@@ -44,7 +41,6 @@ class RedisSink:
         self._sentinels: frozenset[str] | None = None
         self._settled = -1  # the deployment whose sinks are all gone over to, nothing old being left
         self.problem: str | None = None
-        self._keyless_told = set[str]()
         self.written = 0
 
     def close(self) -> None:
@@ -60,9 +56,6 @@ class RedisSink:
                 self._write(sink)
             self._settle()
             self._database.note_written()
-            for name in self._database.keyless - self._keyless_told:
-                log.warning("%s has rows whose key is NULL: they are not written. Leave them out in its file", name)
-            self._keyless_told |= self._database.keyless
         except redis.RedisError as error:
             self.problem = f"Redis at {self._address}: {_IN_PIPELINE.sub('', str(error))}"
             self._retry_at = time.monotonic() + _RETRY_EVERY

@@ -10,9 +10,7 @@ from typing import Any
 from recs_platform.deployment import Deployment, mentioned
 from recs_platform.pipeline import Kind
 
-NEWS = timedelta(
-    seconds=200
-)  # for which a sink that failed counts as failing: it tries again after three minutes at the latest
+NEWS = timedelta(seconds=200)  # for which a sink that failed counts as failing: it tries again within three minutes
 BARRIERS = timedelta(minutes=2)  # for which one that took long says something of now
 SILENT = timedelta(minutes=1)  # without a barrier: there are several a second, and this clock may differ a little
 RECOVERIES = ("GLOBAL_RECOVERY", "DATABASE_RECOVERY")  # of all, and of one database where the licence allows that
