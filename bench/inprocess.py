@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from bench.traffic import Batch, Population, Traffic, history, micros, products, shoppers
+from recs_platform.engines.local.arrivals import TickInput
 from recs_platform.engines.local.changes import TableChanges
-from recs_platform.engines.local.database import Database, TickInput, TickResult
+from recs_platform.engines.local.database import Database, TickResult
 from recs_platform.events import TOPICS
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings
@@ -57,7 +58,7 @@ class InProcess:
         wall, cpu = time.perf_counter(), time.process_time()
         now = self.now.replace(microsecond=0)  # time moves once a second
         self.last = self.database.tick(now, TickInput(messages=messages))
-        self.database.note_written()
+        self.database.outbox.note_written()
         return Cost(time.perf_counter() - wall, time.process_time() - cpu)
 
     def _messages(self, batch: Batch) -> dict[str, pa.Table]:

@@ -22,8 +22,9 @@ import pyarrow as pa
 import redis
 from redis.exceptions import LockError
 
-from recs_platform.deployment import Deployment, Version, VersionId, taken_apart
+from recs_platform.deployment import Deployment, Version
 from recs_platform.errors import EngineBusy, EngineError, EngineUnavailable, SourceError
+from recs_platform.physical_names import VersionId, taken_apart
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, Step, Tell
 from recs_platform.serving import keys, versions

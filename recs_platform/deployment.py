@@ -1,31 +1,19 @@
 """What is deployed, as an engine's catalog lists it: versions of relations, side by side.
 
-A version of `trending_products` is the relation `trending_products__3f2a91c0`; one that was built anew though its SQL
-stands is `trending_products__3f2a91c0_2`. The public name is a plain view over the live one.
+The public name of a relation is a plain view over the live one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from recs_platform.physical_names import VersionId, mentioned, physical_name
 from recs_platform.pipeline import Kind
+from recs_platform.serving import keys
 
-_PHYSICAL = re.compile(r"(?P<name>[a-z]\w*)__(?P<fingerprint>[0-9a-f]{8})(?:_(?P<generation>[1-9]\d*))?")
 _SLOT = re.compile(r"\bslot\.name\"?\s*=\s*'([^']*)'")
-_REDIS_NAME = re.compile(r"'recs:(\w+):")
-
-
-class VersionId(NamedTuple):
-    """A fingerprint, and how many times it had been built before."""
-
-    fingerprint: str
-    generation: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.fingerprint}_{self.generation}" if self.generation else self.fingerprint
 
 
 @dataclass(frozen=True)
@@ -71,8 +59,7 @@ class Version:
     @property
     def redis_name(self) -> str | None:
         """The `<name>` of `recs:<name>:<version>:<row key>` that a sink writes."""
-        match = _REDIS_NAME.search(self.definition) if self.kind == Kind.SINK else None
-        return match[1] if match else None
+        return keys.name_in_sql(self.definition) if self.kind == Kind.SINK else None
 
 
 @dataclass(frozen=True)
@@ -116,29 +103,3 @@ class Deployment:
 
     def of(self, name: str) -> list[Version]:
         return [version for version in self.versions if version.name == name]
-
-
-def physical_name(name: str, id: VersionId | str) -> str:
-    return f"{name}__{id}"
-
-
-def physical_names(versions: Mapping[str, VersionId]) -> dict[str, str]:
-    """Public name → physical name."""
-    return {name: physical_name(name, id) for name, id in versions.items()}
-
-
-def taken_apart(physical: str) -> tuple[str, VersionId] | None:
-    """The public name and the version of a physical name; None for a name that is none of ours."""
-    match = _PHYSICAL.fullmatch(physical)
-    return (match["name"], VersionId(match["fingerprint"], int(match["generation"] or 0))) if match else None
-
-
-def mentioned(definition: str) -> Iterable[str]:
-    """The physical names in a statement, in order."""
-    return (match[0] for match in re.finditer(rf"\b{_PHYSICAL.pattern}\b", definition))
-
-
-def with_public_names(definition: str) -> str:
-    """A statement as a file would have it: relations by their public names, a sink's keys under `${version}`."""
-    text = re.sub(rf"\b{_PHYSICAL.pattern}\b", lambda match: match["name"], definition)
-    return re.sub(r"('recs:\w+:)[0-9a-f]{8}(?:_\d+)?:", r"\1${version}:", text)

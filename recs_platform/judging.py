@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from recs_platform.dead_letters import Origin
-from recs_platform.engines.local.database import Database, TickInput
+from recs_platform.engines.local.arrivals import TickInput
+from recs_platform.engines.local.database import Database
 from recs_platform.pipeline import Pipeline
 
 

@@ -22,6 +22,8 @@ from sqlglot.errors import SqlglotError
 from recs_platform import statements
 from recs_platform.columns import Column, describe_query
 from recs_platform.errors import PipelineError
+from recs_platform.physical_names import physical_name
+from recs_platform.serving import keys
 from recs_platform.settings import CDC, LOCAL, Settings
 from recs_platform.statements import Statement
 
@@ -116,7 +118,7 @@ class Relation:
     @property
     def physical_name(self) -> str:
         """The name it is deployed under; the public name is a plain view over it."""
-        return f"{self.name}__{self.fingerprint}"
+        return physical_name(self.name, self.fingerprint)
 
     @property
     def topic(self) -> str | None:
@@ -126,10 +128,12 @@ class Relation:
     @property
     def redis_name(self) -> str:
         """The `<name>` of `recs:<name>:<version>:<row key>` that a sink writes."""
-        match = re.search(r"'recs:(\w+):\$\{version\}:", self.text)
-        if match is None:
-            raise PipelineError("a sink's key starts with 'recs:<name>:${version}:'", self.path)
-        return match[1]
+        name = keys.name_in_sql(self.text, keys.VERSION_VARIABLE)
+        if name is None:
+            raise PipelineError(
+                f"a sink's key starts with '{keys.marker('<name>', keys.VERSION_VARIABLE)}:'", self.path
+            )
+        return name
 
 
 Files = tuple[tuple[Path, str], ...]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from recs_platform.capabilities import Capabilities
-from recs_platform.deployment import Deployment, Version, VersionId, physical_name
+from recs_platform.deployment import Deployment, Version
+from recs_platform.physical_names import VersionId, physical_name
 from recs_platform.pipeline import Pipeline, Relation
 
 

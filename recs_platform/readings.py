@@ -18,10 +18,10 @@ import psycopg
 from psycopg.rows import dict_row
 
 from recs_platform.dead_letters import Recent
-from recs_platform.deployment import taken_apart
 from recs_platform.engines.status import PartitionStatus, RelationStatus, ResetStatus, Status
 from recs_platform.errors import SourceError
 from recs_platform.lineage import Key, catalog_key, relation_key, topic_key
+from recs_platform.physical_names import taken_apart
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.schema import copies
 from recs_platform.settings import masked

@@ -8,9 +8,12 @@ from datetime import datetime
 
 import pyarrow as pa
 
+from recs_platform.engines.local.arrivals import TickInput
 from recs_platform.engines.local.changes import TableChanges
-from recs_platform.engines.local.database import Database, TickInput, TickResult
+from recs_platform.engines.local.database import Database, TickResult
+from recs_platform.engines.local.relations import document
 from recs_platform.engines.local.storage import quoted
+from recs_platform.pipeline import Relation
 
 
 def messages(
@@ -105,16 +108,22 @@ class Written:
 
     def write(self) -> None:
         for sink in self.database.sinks():
-            for key, document in self.database.dirty_documents(sink):
-                if document is None:
+            for key, written in self.database.outbox.to_write(sink):
+                if written is None:
                     self._held[sink.name].pop(key, None)
                 else:
-                    self._held[sink.name][key] = document
-        self.database.note_written()
+                    self._held[sink.name][key] = written
+        self.database.outbox.note_written()
 
     def wrong(self) -> list[str]:
         """The sinks of which something else is held than what they hold."""
-        return [s.name for s in self.database.sinks() if self._held[s.name] != self.database.documents(s)]
+        return [s.name for s in self.database.sinks() if self._held[s.name] != documents(self.database, s)]
+
+
+def documents(database: Database, sink: Relation) -> dict[str, str]:
+    """Key → JSON document of all that a sink holds: what Redis has when everything is written."""
+    query = f"SELECT s.key, {document(sink)} FROM {quoted(sink.physical_name)} AS s WHERE s.key IS NOT NULL"
+    return dict(database.connection.execute(query).fetchall())
 
 
 def differences(database: Database) -> dict[str, int]:

@@ -17,9 +17,10 @@ from recs_platform import applying
 from recs_platform.applying import Applier, Lease, locked, replacements
 from recs_platform.awaiting import wait_until
 from recs_platform.choice import going_along
-from recs_platform.deployment import Deployment, Version, VersionId, physical_name, physical_names
+from recs_platform.deployment import Deployment, Version
 from recs_platform.engines.risingwave.engine import CAPABILITIES
 from recs_platform.errors import EngineBusy, EngineError, SourceError
+from recs_platform.physical_names import VersionId, physical_name, physical_names
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Plan, make_plan
 from recs_platform.serving import keys

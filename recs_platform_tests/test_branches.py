@@ -134,6 +134,24 @@ def test_killed_within_a_tick_nothing_is_lost_or_doubled(
     database.close()
 
 
+@pytest.mark.parametrize("commits", [0, 1])
+def test_what_a_failed_tick_left_over_reaches_redis_with_the_next_one(
+    database: Database, monkeypatch: pytest.MonkeyPatch, commits: int
+) -> None:
+    redis, feeder = Written(database), Feeder(database)
+    day(feeder)
+    redis.write()
+    with monkeypatch.context() as patched:
+        killed_after(patched, commits)
+        with pytest.raises(Killed):
+            last_tick(feeder)
+    redis.write()
+    last_tick(feeder)
+    redis.write()
+    assert differences(database) == {}
+    assert redis.wrong() == []
+
+
 def edited_pipeline(directory: Path) -> Pipeline:
     return Pipeline.load(sql_copy(directory, lambda _, text: text.replace("rank <= 10", "rank <= 2")))
 

@@ -18,9 +18,10 @@ from recs_platform.catalog import Customer, Product
 from recs_platform.catalog_carrier import Message, messages, write_files
 from recs_platform.catalog_file import find_file, read_rows, typed_rows
 from recs_platform.columns import Column
+from recs_platform.engines.local.arrivals import TickInput
 from recs_platform.engines.local.catalog_files import FileFeed
 from recs_platform.engines.local.changes import CatalogTable
-from recs_platform.engines.local.database import Database, TickInput
+from recs_platform.engines.local.database import Database
 from recs_platform.errors import SourceError
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import DEBEZIUM, UPSERTS, default_sql_dir

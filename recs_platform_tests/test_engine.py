@@ -303,12 +303,12 @@ def test_setting_the_time_back_is_whole_or_not_at_all(shop: Shop, monkeypatch: p
     shop.clock = lambda: datetime.now(UTC) + timedelta(days=3)
     shop.settle()
     assert shop.database is not None
-    ahead = shop.database.fact("time")
+    ahead = shop.database.facts.get("time")
     with monkeypatch.context() as patched:
         patched.setattr(shop.database, "_settle_kinds", lambda _: (_ for _ in ()).throw(KeyError("killed here")))
         with pytest.raises(KeyError):
             shop.database.set_back(datetime.now(UTC))
-    assert shop.database.fact("time") == ahead
+    assert shop.database.facts.get("time") == ahead
     shop.engine = None
     engine.close()
     shop.clock = lambda: datetime.now(UTC)

@@ -15,7 +15,8 @@ from recs_platform.commands.status import _gaps
 from recs_platform.defs import dead_letters as definitions
 from recs_platform.defs.resources import Platform
 from recs_platform.engines.base import StreamEngine
-from recs_platform.engines.local.database import RESETS_KEPT, TickInput
+from recs_platform.engines.local.arrivals import TickInput
+from recs_platform.engines.local.bookmarks import RESETS_KEPT
 from recs_platform.engines.local.intake import RETENTION, Position, TopicReset
 from recs_platform.engines.local.server import RESETS_TOLD
 from recs_platform.monitor import Report
@@ -105,13 +106,13 @@ def test_a_partition_that_is_gone_is_not_told_of_at_each_start(shop: Shop, engin
     assert running is not None
     position = Position(topic, 99, 5, "of a topic with more partitions")
     running.ask(lambda: running.database.tick(datetime.now(UTC), TickInput(positions=[position])))
-    assert position in running.ask(running.database.positions)
+    assert position in running.ask(running.database.bookmarks.positions)
     lose(shop, TopicReset(topic, 99, 5, "it is gone"))
-    assert position not in running.ask(running.database.positions)
+    assert position not in running.ask(running.database.bookmarks.positions)
     anew = TickInput(positions=[position], resets=[TopicReset(topic, 99, 5, "it began anew")])
     running.ask(lambda: running.database.tick(datetime.now(UTC), anew))
     running.ask(lambda: running.database.tick(datetime.now(UTC), anew))
-    assert position in running.ask(running.database.positions)
+    assert position in running.ask(running.database.bookmarks.positions)
 
 
 def test_no_more_of_them_are_kept_than_a_person_reads(shop: Shop, engine: StreamEngine) -> None:

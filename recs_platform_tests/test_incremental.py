@@ -13,16 +13,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlglot import exp
 
-from recs_platform.engines.local import database as database_module
 from recs_platform.engines.local import incremental, refresh, touching
-from recs_platform.engines.local.database import Database, TickInput
+from recs_platform.engines.local import outbox as outbox_module
+from recs_platform.engines.local.arrivals import TickInput
+from recs_platform.engines.local.database import Database
 from recs_platform.engines.local.incremental import Mode, analyse
 from recs_platform.engines.local.intake import Position
 from recs_platform.engines.transpile import to_duckdb
 from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import default_sql_dir
-from recs_platform_tests.feeding import Feeder, Written, differences, utc
+from recs_platform_tests.feeding import Feeder, Written, differences, documents, utc
 from recs_platform_tests.sql_copies import sql_copy
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -227,12 +228,12 @@ def test_what_redis_has_not_got_stays_dirty(database: Database) -> None:
         feeder.tick(START, catalog=feeder.catalog_changes("product_catalog", [{"product_id": product, "name": "n"}]))
 
     def dirty() -> list[str]:
-        return sorted(key.rpartition(":")[2] for key, _ in database.dirty_documents(sink))
+        return sorted(key.rpartition(":")[2] for key, _ in database.outbox.to_write(sink))
 
     sell("p1")
     sell("p2")
     assert dirty() == ["p1", "p2"]
-    database.note_written()
+    database.outbox.note_written()
     assert dirty() == []
     sell("p3")
     assert dirty() == ["p3"]
@@ -246,10 +247,10 @@ def test_what_is_no_number_is_null_in_a_document(price: str, database: Database)
     feeder, sink = Feeder(database), database.pipeline["products_sink"]
     row = {"product_id": "p", "name": "n", "price": price}
     feeder.tick(START, catalog=feeder.catalog_changes("product_catalog", [row]))
-    ((_, document),) = database.dirty_documents(sink)
+    ((_, document),) = database.outbox.to_write(sink)
     assert document is not None
     assert json.loads(document)["price"] is None
-    assert list(database.documents(sink).values()) == [document]
+    assert list(documents(database, sink).values()) == [document]
 
 
 def test_rows_survive_when_the_log_is_trimmed(database: Database) -> None:
@@ -304,7 +305,7 @@ def test_a_source_that_is_another_one_is_read_from_its_beginning(tmp_path: Path)
         source.read_text().replace("scan.startup.mode", "properties.client.id = 'other', scan.startup.mode")
     )
     database.deploy(Pipeline.load(sql), START, rebuild=["purchases_raw"])
-    assert database.positions() == positions[1:], "the other one has the rows that it had"
+    assert database.bookmarks.positions() == positions[1:], "the other one has the rows that it had"
     database.close()
 
 
@@ -326,14 +327,14 @@ def test_a_number_that_is_too_large_ends_no_tick(tmp_path: Path) -> None:
 
 
 def test_keys_are_noted_once_while_redis_is_away(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "DIRTY_COMPACTED", 4)
+    monkeypatch.setattr(outbox_module, "COMPACTED", 4)
     feeder, sink = Feeder(database), database.pipeline["products_sink"]
     for price in range(6):
         rows: list[dict[str, object]] = [{"product_id": "p1", "name": "n", "price": price}]
         feeder.tick(START, catalog=feeder.catalog_changes("product_catalog", rows))
-    before = database.dirty_documents(sink)
-    database.compact_dirty()
-    assert database.dirty_documents(sink) == before
+    before = database.outbox.to_write(sink)
+    database.compact()
+    assert database.outbox.to_write(sink) == before
     assert feeder.rows(f"SELECT count(*) FROM recs.dirty WHERE sink = '{sink.physical_name}'") == [(1,)]
 
 
@@ -370,9 +371,9 @@ def test_a_row_without_a_key_keeps_no_other_from_redis(tmp_path: Path) -> None:
     feeder, sink = Feeder(database), database.pipeline["categories_sink"]
     rows = [{"product_id": "p1", "name": "n"}, {"product_id": "p2", "name": "n", "category": "hats"}]
     feeder.tick(START, catalog=feeder.catalog_changes("product_catalog", rows))
-    assert [key.rpartition(":")[2] for key, _ in database.dirty_documents(sink)] == ["hats"]
-    assert database.keyless == {"categories_sink"}
-    assert len(database.documents(sink)) == 1
+    assert [key.rpartition(":")[2] for key, _ in database.outbox.to_write(sink)] == ["hats"]
+    assert database.outbox.keyless == {"categories_sink"}
+    assert len(documents(database, sink)) == 1
     database.close()
 
 

@@ -20,7 +20,6 @@ from confluent_kafka import Producer
 
 from recs_platform import applying
 from recs_platform.audit import audit
-from recs_platform.deployment import VersionId, physical_name
 from recs_platform.engines.risingwave import engine as driver
 from recs_platform.engines.risingwave import lag
 from recs_platform.engines.risingwave.checks import check_licence, check_postgres, risingwave_version
@@ -39,6 +38,7 @@ from recs_platform.errors import (
 )
 from recs_platform.events import EventProducer
 from recs_platform.health import State, judge
+from recs_platform.physical_names import VersionId, physical_name
 from recs_platform.pipeline import Kind, Pipeline
 from recs_platform.plan import Action
 from recs_platform.readings import of_stream

@@ -32,6 +32,9 @@ ALSO_BOUGHT = "also_bought"
 PRODUCTS = "products"
 CANARY, HEARTBEAT = "canary", "heartbeat"
 
+VERSION_VARIABLE = "${version}"
+"""What stands for the version in the files of `sql/`."""
+
 APPLY_LOCK = f"{ROOT}:_apply"
 LEFT = f"{ROOT}:_left"
 """The digest of files of which a part waits until somebody asks for it."""
@@ -114,6 +117,17 @@ def pointer(name: str) -> str:
 def marker(name: str, version: str) -> str:
     """The key that says a version is kept: what tells a version without rows from one that is gone."""
     return f"{ROOT}:{name}:{version}"
+
+
+def name_in_sql(text: str, version: str = "") -> str | None:
+    """The `<name>` of the documents that a statement spells keys of, with that version where one is given."""
+    match = re.search(rf"'{ROOT}:(\w+):{re.escape(version + ':') if version else ''}", text)
+    return match[1] if match else None
+
+
+def with_version_variable(text: str) -> str:
+    """A statement as a file has it: its keys under no certain version."""
+    return re.sub(rf"('{ROOT}:\w+:)[0-9a-f]{{8}}(?:_\d+)?:", lambda match: f"{match[1]}{VERSION_VARIABLE}:", text)
 
 
 def prefix(name: str, version: str) -> str:

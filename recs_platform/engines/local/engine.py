@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recs_platform.choice import narrowed
+from recs_platform.engines.local.arrivals import TickInput
 from recs_platform.engines.local.catalog_files import FileFeed
 from recs_platform.engines.local.cdc import CatalogBatch, CatalogFeed
 from recs_platform.engines.local.changes import CatalogTable
-from recs_platform.engines.local.database import Database, TickInput
+from recs_platform.engines.local.database import Database
 from recs_platform.engines.local.intake import Intake, KafkaIntake, PartitionLag
 from recs_platform.engines.local.meter import Meter
 from recs_platform.engines.local.redis_sink import RedisSink
@@ -97,10 +98,12 @@ class Engine:
         """Goes on from the kept positions. A catalog that comes from topics is read to its end before any event is, for
         events look it up."""
         servers, topics = self.settings.require("kafka_bootstrap_servers"), self.database.pipeline.topics
-        self._first = [t for t, source in topics.items() if source.is_keyed and not self.database.is_read(source)]
+        self._first = [
+            t for t, source in topics.items() if source.is_keyed and not self.database.bookmarks.is_read(source)
+        ]
         self._ends: dict[tuple[str, int], int] = {}
         intake = KafkaIntake(servers, self._first or list(topics), MAX_MESSAGES)
-        intake.seek(self.database.positions())
+        intake.seek(self.database.bookmarks.positions())
         self._waiting = Waiting()
         return intake
 
@@ -180,7 +183,7 @@ class Engine:
 
     def _go_on_to_events(self) -> None:
         for topic in self._first:
-            self.database.note_read(self.database.pipeline.topics[topic])
+            self.database.bookmarks.note_read(self.database.pipeline.topics[topic])
         self.intake.close()
         self.intake = self._new_intake()
 
@@ -218,7 +221,7 @@ class Engine:
     def _housekeeping(self, messages: Intake) -> None:
         self._trim()
         if self._is_due("compact", BETWEEN_TRIMS):
-            self.database.compact_dirty()
+            self.database.compact()
         if not messages.count:
             self.database.tidy()
         for topic, table in messages.tables.items():
@@ -278,7 +281,7 @@ class Engine:
     def _ask_catalog(self) -> None:
         """Every so often, and never before what was brought last is committed."""
         if self._feed_ready and self._asked is None and self._is_due("catalog", BETWEEN_CATALOG_POLLS):
-            lsn = int(self.database.fact("lsn") or 0)
+            lsn = self.database.bookmarks.lsn
             self._asked = self._catalog_thread.submit(self._poll_catalog, self.feed, lsn, self._committed_to)
 
     @staticmethod
@@ -298,9 +301,9 @@ class Engine:
         """Slot first, then snapshot: a change in between is read twice, which changes nothing."""
         is_new = self.feed.prepare()
         if is_new:  # what was read through one that is gone is not followed any more: also if reading anew fails now
-            self.database.forget_snapshots()
+            self.database.bookmarks.forget_snapshots()
         for table in self.feed.tables:
-            if is_new or not self.database.is_read(self.database.pipeline[table.name]):
+            if is_new or not self.database.bookmarks.is_read(self.database.pipeline[table.name]):
                 self.doing = f"reading {table.name} from PostgreSQL"
                 log.info("reading a snapshot of %s", table.name)
                 self.database.load_snapshot(table.name, self._getting_on(self.feed.snapshot(table)), self.clock())
@@ -350,7 +353,7 @@ class Engine:
         """
         wanted, files = self._wanted(only), Pipeline.of(self.settings)
         plan = self._deploy(wanted, rebuild)
-        self.database.set_fact(LEFT, "" if wanted.digest == files.digest else files.digest)
+        self.database.facts.set(LEFT, "" if wanted.digest == files.digest else files.digest)
         return plan
 
     def _wanted(self, only: Collection[str]) -> Pipeline:
@@ -366,7 +369,7 @@ class Engine:
         if not former.relations:
             raise EngineError("there is nothing to go back to: no other files have been deployed here")
         plan = self._deploy(former)
-        self.database.set_fact(LEFT, left)
+        self.database.facts.set(LEFT, left)
         return plan
 
     def forget(self, user_id: int) -> Plan:
@@ -378,7 +381,7 @@ class Engine:
     def _begin(self) -> None:
         """Deploys the files, unless they are those that somebody has gone back from."""
         files, deployed = Pipeline.of(self.settings), self.database.deployed_pipeline()
-        has_left = deployed.relations and self.database.fact(LEFT) == files.digest
+        has_left = deployed.relations and self.database.facts.get(LEFT) == files.digest
         self._deploy(deployed if has_left else files)
 
     def _deploy(self, pipeline: Pipeline, rebuild: Iterable[str] = ()) -> Plan:
@@ -408,7 +411,7 @@ class Engine:
         feed = self._feed_of(pipeline)
         try:
             if feed.prepare():
-                self.database.forget_snapshots()
+                self.database.bookmarks.forget_snapshots()
             return {t.name: pa.concat_tables(feed.snapshot(t)) for t in feed.tables if t.name in plan.creates}
         except SourceError:
             if self.database.pipeline.relations:

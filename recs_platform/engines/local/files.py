@@ -28,7 +28,12 @@ def keep(connection: Connection, pipeline: Pipeline, is_other: bool) -> None:
 def kept(connection: Connection, former: bool = False) -> Pipeline:
     """What is deployed, or what was before it last changed. Empty where not all of it can be read any more: half of it
     would drop the other half."""
+    kept = texts(connection, former)
+    found = Pipeline.of_texts(kept)
+    return found if len(found.relations) == len(kept) else Pipeline({})
+
+
+def texts(connection: Connection, former: bool = False) -> dict[str, str]:
+    """Name → the text of its file."""
     table = "former_texts" if former else "texts"
-    rows = connection.execute(f"SELECT name, text FROM recs.{table}").fetchall()
-    found = Pipeline.of_texts(dict(rows))
-    return found if len(found.relations) == len(rows) else Pipeline({})
+    return dict(connection.execute(f"SELECT name, text FROM recs.{table}").fetchall())

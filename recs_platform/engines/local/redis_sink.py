@@ -34,10 +34,10 @@ class RedisSink:
     def __init__(self, url: str, database: Database) -> None:
         self._redis = client(url, 5, connect_seconds=2)
         self._address = masked(url)
-        self._database = database
+        self._database, self._outbox = database, database.outbox
         self._next_look = 0.0
         self._retry_at = 0.0
-        self._run_id = database.fact(_RUN_ID)
+        self._run_id = database.facts.get(_RUN_ID)
         self._sentinels: frozenset[str] | None = None
         self._settled = -1  # the deployment whose sinks are all gone over to, nothing old being left
         self.problem: str | None = None
@@ -55,7 +55,7 @@ class RedisSink:
             for sink in self._database.sinks():
                 self._write(sink)
             self._settle()
-            self._database.note_written()
+            self._outbox.note_written()
         except redis.RedisError as error:
             self.problem = f"Redis at {self._address}: {_IN_PIPELINE.sub('', str(error))}"
             self._retry_at = time.monotonic() + _RETRY_EVERY
@@ -65,7 +65,7 @@ class RedisSink:
         return True
 
     def _write(self, sink: Relation) -> None:
-        documents = iter(self._database.dirty_documents(sink))
+        documents = iter(self._outbox.to_write(sink))
         while chunk := list(islice(documents, _CHUNK)):
             pipeline = self._redis.pipeline(transaction=False)
             for key, document in chunk:
@@ -81,7 +81,7 @@ class RedisSink:
         """
         if self._settled == self._database.deployments:
             return
-        live = self._live_versions()
+        live = self._outbox.live()
         going = [sink for sink in self._database.sinks() if live.get(sink.redis_name) != sink.fingerprint]
         if any(sink.redis_name in live and self._database.awaits_snapshot(sink) for sink in going):
             return
@@ -94,10 +94,7 @@ class RedisSink:
 
     def _go_over(self, going: Sequence[Relation]) -> None:
         versions.go_over(self._redis, {sink.redis_name: sink.fingerprint for sink in going})
-        for sink in going:
-            self._database.connection.execute(
-                "UPDATE recs.prefixes SET is_live = (version = ?) WHERE name = ?", [sink.fingerprint, sink.redis_name]
-            )
+        self._outbox.note_live(going)
 
     def _verify(self, sink: Relation) -> None:
         """Removes keys under the prefix that no row stands for; a key that is missing is an error to be retried."""
@@ -106,7 +103,7 @@ class RedisSink:
         found = set(versions.document_keys(self._redis, sink.redis_name, sink.fingerprint))
         versions.unlink_all(self._redis, sorted(found - wanted))
         if missing := wanted - found:
-            self._database.mark_all_dirty(sink)
+            self._outbox.note_all(sink)
             raise redis.RedisError(f"{len(missing)} keys of {sink.redis_name} are missing after they were written")
 
     def _look(self) -> None:
@@ -118,12 +115,12 @@ class RedisSink:
         is_another = run_id != self._run_id or self._has_lost_keys()
         sinks = self._database.sinks()
         pointers = self._redis.mget([keys.pointer(s.redis_name) for s in sinks]) if sinks else []
-        live = self._live_versions()
+        live = self._outbox.live()
         for sink, pointer in zip(sinks, pointers, strict=True):
             if sink.redis_name in live and (is_another or pointer != live[sink.redis_name]):
                 self._refill(sink)
         if run_id != self._run_id:
-            self._database.set_fact(_RUN_ID, run_id)
+            self._database.facts.set(_RUN_ID, run_id)
             self._run_id = run_id
 
     def _has_lost_keys(self) -> bool:
@@ -144,18 +141,12 @@ class RedisSink:
 
     def _refill(self, sink: Relation) -> None:
         self._settled = -1
-        self._database.mark_all_dirty(sink)
-        self._database.connection.execute("UPDATE recs.prefixes SET is_live = false WHERE name = ?", [sink.redis_name])
-
-    def _live_versions(self) -> dict[str, str]:
-        rows = self._database.connection.execute("SELECT name, version FROM recs.prefixes WHERE is_live").fetchall()
-        return dict(rows)
+        self._outbox.note_lost(sink)
 
     def _drop_old_prefixes(self) -> None:
-        connection = self._database.connection
-        live = self._live_versions()
+        live = self._outbox.live()
         wanted = {sink.redis_name for sink in self._database.sinks()}
-        for name, version in connection.execute("SELECT name, version FROM recs.prefixes WHERE NOT is_live").fetchall():
+        for name, version in self._outbox.left_behind():
             if name in live or name not in wanted:
                 self._remove(name, version)
         for name, version in live.items():
@@ -165,4 +156,4 @@ class RedisSink:
 
     def _remove(self, name: str, version: str) -> None:
         versions.remove(self._redis, name, version)
-        self._database.connection.execute("DELETE FROM recs.prefixes WHERE name = ? AND version = ?", [name, version])
+        self._outbox.note_removed(name, version)

@@ -14,10 +14,14 @@ import psutil
 import pyarrow as pa
 from pyarrow import flight
 
+from recs_platform.engines.local import bookmarks, deployed, files
+from recs_platform.engines.local.connection import Connection
 from recs_platform.engines.local.engine import LEFT, Engine
+from recs_platform.engines.local.facts import Facts
 from recs_platform.engines.local.meter import FIGURES_WINDOW
 from recs_platform.engines.local.storage import quoted
 from recs_platform.errors import RecsError, SettingsError
+from recs_platform.physical_names import physical_name
 from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Plan
 
@@ -50,12 +54,8 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         self._actions: dict[str, Callable[[dict[str, Any]], Any]] = {
             "health": lambda _: {"pid": os.getpid()},
             "status": lambda request: self.status(**request),
-            "deployed": lambda _: self._with_cursor(
-                lambda c: dict(c.execute("SELECT name, fingerprint FROM recs.deployed").fetchall())
-            ),
-            "texts": lambda _: self._with_cursor(
-                lambda c: dict(c.execute("SELECT name, text FROM recs.texts").fetchall())
-            ),
+            "deployed": lambda _: self._looking(deployed.fingerprints),
+            "texts": lambda _: self._looking(files.texts),
             "plan": lambda request: self._between_ticks(engine.plan, request),
             "apply": lambda request: self._between_ticks(engine.apply, request),
             "roll_back": lambda _: _as_json(engine.ask(engine.roll_back)),
@@ -98,63 +98,58 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
             **self._engine.meter.figures(window),
             "lag": self._engine.lag(),
             "partitions": self._engine.lags,
-            "resets": self._with_cursor(self._resets),
+            "resets": self._looking(self._resets),
             "problems": self._engine.problems | self._engine.standstill(),
             "slot": self._engine.slot,
             "building": dict(self._engine.building),
             "held_up_seconds": held_up_seconds,
             "held_up_until": held_up_until,
             "redis_writes": self._engine.sink.written,
-            "refused": self._engine.database.refused,
-            "gone_back": self._with_cursor(self._has_gone_back),
-            "relations": self._with_cursor(self._relations),
+            "refused": self._engine.database.arrivals.refused,
+            "gone_back": self._looking(self._has_gone_back),
+            "relations": self._looking(self._relations),
         }
 
-    def _resets(self, cursor: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-        found = cursor.execute(
-            "SELECT topic, sum(lost)::BIGINT, count(DISTINCT kafka_partition), first(noticed_at ORDER BY lost DESC, noticed_at DESC), "
-            "first(reason ORDER BY lost DESC, noticed_at DESC) FROM recs.resets WHERE noticed_at > ? GROUP BY topic ORDER BY topic",
-            [self._engine.clock() - RESETS_TOLD],
-        ).fetchall()
-        return [
-            {"topic": topic, "lost": lost, "partitions": partitions, "at": at.isoformat(), "reason": reason}
-            for topic, lost, partitions, at, reason in found
-        ]
+    def _resets(self, connection: Connection) -> list[dict[str, Any]]:
+        found = bookmarks.resets(connection, self._engine.clock() - RESETS_TOLD)
+        return [{**topic._asdict(), "at": topic.at.isoformat()} for topic in found]
 
-    def _has_gone_back(self, cursor: duckdb.DuckDBPyConnection) -> bool:
-        left = cursor.execute("SELECT value FROM recs.facts WHERE name = ? AND value <> ''", [LEFT]).fetchone()
+    def _has_gone_back(self, connection: Connection) -> bool:
+        left = Facts(connection).get(LEFT)
         try:
-            return left is not None and left[0] == Pipeline.of(self._engine.settings).digest
+            return bool(left) and left == Pipeline.of(self._engine.settings).digest
         except RecsError:  # files that cannot be read are other files
             return False
 
-    def _relations(self, cursor: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    def _relations(self, connection: Connection) -> list[dict[str, Any]]:
         database = self._engine.database
         modes = {r.relation.name: str(r.mode) for r in database.refreshers}
         kept = {r.name for r in database.pipeline if r.is_materialized}
-        rows = cursor.execute(
-            "SELECT name, kind, fingerprint, deployed_at, changed_at FROM recs.deployed ORDER BY name"
-        ).fetchall()
         return [
             {
-                "name": name,
-                "kind": kind,
-                "fingerprint": fingerprint,
-                "deployed_at": deployed.isoformat(),
-                "changed_at": changed.isoformat(),
-                "mode": modes.get(name),
-                "rows": _count(cursor, f"{name}__{fingerprint}") if name in kept else None,
+                "name": entry.name,
+                "kind": entry.kind,
+                "fingerprint": entry.fingerprint,
+                "deployed_at": entry.deployed_at.isoformat(),
+                "changed_at": entry.changed_at.isoformat(),
+                "mode": modes.get(entry.name),
+                "rows": _count(connection, physical_name(entry.name, entry.fingerprint))
+                if entry.name in kept
+                else None,
             }
-            for name, kind, fingerprint, deployed, changed in rows
+            for entry in deployed.entries(connection)
         ]
+
+    def _looking(self, work: Callable[[Connection], Any]) -> Any:
+        return self._with_cursor(lambda cursor: work(Connection(cursor)))
 
     def _with_cursor(self, work: Callable[[duckdb.DuckDBPyConnection], Any]) -> Any:
         with self._engine.database.snapshot() as cursor:
             return work(cursor)
 
 
-def _count(cursor: duckdb.DuckDBPyConnection, physical: str) -> int | None:
-    row = cursor.execute(f"SELECT count(*) FROM {quoted(physical)}").fetchone()
+def _count(connection: Connection, physical: str) -> int | None:
+    row = connection.execute(f"SELECT count(*) FROM {quoted(physical)}").fetchone()
     return int(row[0]) if row else None
 
 

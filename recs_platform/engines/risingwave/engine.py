@@ -24,16 +24,7 @@ from recs_platform.capabilities import Capabilities
 from recs_platform.catalog import ensure_catalog
 from recs_platform.catalog_file import find_file, typed_rows
 from recs_platform.choice import going_along
-from recs_platform.deployment import (
-    Deployment,
-    Version,
-    VersionId,
-    mentioned,
-    physical_name,
-    physical_names,
-    taken_apart,
-    with_public_names,
-)
+from recs_platform.deployment import Deployment, Version
 from recs_platform.engines.risingwave.checks import (
     check_licence,
     check_postgres,
@@ -59,6 +50,14 @@ from recs_platform.engines.risingwave.statements import (
 from recs_platform.engines.status import PartitionStatus, RelationStatus, Status
 from recs_platform.errors import EngineError, EngineUnavailable, QueryError, StoreUnavailable
 from recs_platform.kafka_address import hosts
+from recs_platform.physical_names import (
+    VersionId,
+    mentioned,
+    physical_name,
+    physical_names,
+    taken_apart,
+    with_public_names,
+)
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, Tell, make_plan
 from recs_platform.schema import read_columns
@@ -145,7 +144,9 @@ class RisingWaveEngine:
         found = _standing(self.deployment())
         # by where they stand alone: a password that is a word of the SQL would be missing from it
         texts = {version.name: without_secrets(version.definition, ()) for version in found}
-        return Pipeline.of_texts({name: with_public_names(text) for name, text in texts.items()})
+        return Pipeline.of_texts(
+            {name: keys.with_version_variable(with_public_names(text)) for name, text in texts.items()}
+        )
 
     def plan(self, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
         """What `apply` would do. Raises what `check` raises."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from recs_platform.deployment import Deployment, mentioned
+from recs_platform.deployment import Deployment
+from recs_platform.physical_names import mentioned
 from recs_platform.pipeline import Kind
 
 NEWS = timedelta(seconds=200)  # for which a sink that failed counts as failing: it tries again within three minutes

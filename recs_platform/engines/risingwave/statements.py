@@ -11,7 +11,8 @@ from sqlglot.tokenizer_core import TokenType
 from sqlglot.tokens import Tokenizer
 
 from recs_platform.columns import DIALECT
-from recs_platform.deployment import Version, VersionId, physical_name, physical_names
+from recs_platform.deployment import Version
+from recs_platform.physical_names import VersionId, physical_name, physical_names
 from recs_platform.pipeline import Relation, render
 from recs_platform.settings import Settings
 
