@@ -16,7 +16,6 @@ import redis
 
 from recs_platform.canary import LATE, NEWS, Flight, fly, remember, remembered
 from recs_platform.defs import canary as definitions
-from recs_platform.defs.resources import Platform
 from recs_platform.engines.local.client import LocalEngine
 from recs_platform.health import Finding, Seen, State
 from recs_platform.lineage import Key
@@ -25,6 +24,7 @@ from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings
 from recs_platform.stack.service import free_port
 from recs_platform.topics import admin_client
+from recs_platform_tests.sensing import evaluations, ticked
 from recs_platform_tests.shop_floor import Shop, eventually
 from recs_platform_tests.test_contract import local
 
@@ -221,11 +221,7 @@ def test_one_that_waits_with_everything_else_is_a_warning(
     topic = Finding(("kafka", "user_activity"), state, 0.0, "many wait", blame=("kafka", "user_activity"))
     monkeypatch.setattr(definitions, "fly", lambda *_: [late])
     monkeypatch.setattr(definitions, "look_and_remember", lambda *_: Report(time.time(), (), (topic,)))
-    with dg.build_sensor_context(resources={"platform": Platform()}) as context:
-        result = definitions.sender(Pipeline.of(Settings()))(context)
-    assert isinstance(result, dg.SensorResult)
-    (found,) = result.asset_events
-    assert isinstance(found, dg.AssetCheckEvaluation)
+    (found,) = evaluations(ticked(definitions.sender(Pipeline.of(Settings())))).values()
     assert (found.passed, found.severity) == (False, severity)
     assert str(found.description).endswith(words)
 
@@ -240,11 +236,8 @@ def test_dagster_sends_one_and_writes_it_down_when_it_is_news(shop: Shop, monkey
     sensor = definitions.sender(Pipeline.of(shop.settings))
 
     def tick(cursor: str | None) -> tuple[dict[str, dg.AssetCheckEvaluation], dg.SensorResult]:
-        with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:
-            result = sensor(context)
-        assert isinstance(result, dg.SensorResult)
-        found = [e for e in result.asset_events if isinstance(e, dg.AssetCheckEvaluation)]
-        return {e.asset_key.to_user_string(): e for e in found}, result
+        result = ticked(sensor, cursor)
+        return evaluations(result), result
 
     with at_work(shop):
         found, result = tick(None)

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import psycopg
 import pytest
 from click.testing import CliRunner
@@ -29,6 +28,7 @@ from recs_platform.pipeline import Pipeline
 from recs_platform.readings import of_topics, with_dead_letters
 from recs_platform.resend import Fix, Report, resend
 from recs_platform.settings import default_sql_dir
+from recs_platform_tests.sensing import evaluations, ticked
 from recs_platform_tests.shop_floor import Shop, eventually
 from recs_platform_tests.sql_copies import sql_copy
 from recs_platform_tests.test_contract import local
@@ -126,14 +126,10 @@ def test_the_check_is_red_while_too_many_come(
     monkeypatch.setattr(definitions, "WHILE_THEY_COME", 10**9)
     watcher, cursor = definitions.watcher(Pipeline.of(shop.settings)), None
     for told in (["purchases_raw", "user_activity_raw"], []):
-        with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:
-            result = watcher(context)
-        assert isinstance(result, dg.SensorResult)
-        found = [
-            e for e in result.asset_events if isinstance(e, dg.AssetCheckEvaluation) and e.check_name == "dead_letters"
-        ]
-        assert sorted(e.asset_key.to_user_string() for e in found) == told
-        assert all(not e.passed and "not a JSON object" in str(e.metadata["reasons"].value) for e in found)
+        result = ticked(watcher, cursor)
+        found = evaluations(result, "dead_letters")
+        assert sorted(found) == told
+        assert all(not e.passed and "not a JSON object" in str(e.metadata["reasons"].value) for e in found.values())
         cursor = result.cursor
 
 

@@ -16,6 +16,7 @@ from recs_platform.events import EventProducer
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import default_sql_dir
 from recs_platform.topics import ensure_topics
+from recs_platform_tests.sensing import evaluations, ticked
 
 READ = frozenset({"event_type", "user_id", "product_id"})
 EVENT: Mapping[str, Any] = {"event_type": "page_view", "user_id": 1, "product_id": "p", "session_id": "s"}
@@ -127,11 +128,8 @@ def send(servers: str, topic: str, payloads: list[bytes]) -> None:
 
 
 def tick(pipeline: Pipeline, cursor: str | None) -> tuple[dict[str, dg.AssetCheckEvaluation], str]:
-    with dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context:
-        result = definitions.watcher(pipeline)(context)
-    assert isinstance(result, dg.SensorResult)
-    found = {e.asset_key.to_user_string(): e for e in result.asset_events if isinstance(e, dg.AssetCheckEvaluation)}
-    return found, result.cursor or ""
+    result = ticked(definitions.watcher(pipeline), cursor)
+    return evaluations(result), result.cursor or ""
 
 
 def test_the_sensor_sees_a_type_change_once(

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import pytest
 
 from recs_platform.commands.status import _gaps
@@ -22,6 +21,7 @@ from recs_platform.engines.local.server import RESETS_TOLD
 from recs_platform.monitor import Report
 from recs_platform.pipeline import Pipeline
 from recs_platform.readings import of_topics
+from recs_platform_tests.sensing import evaluations, ticked
 from recs_platform_tests.shop_floor import Shop, eventually
 from recs_platform_tests.test_contract import local
 
@@ -49,18 +49,11 @@ def lose(shop: Shop, *resets: TopicReset, ago: timedelta = timedelta(0)) -> None
 
 def evaluated(engine: StreamEngine, shop: Shop, cursor: str | None = None) -> tuple[dict[str, Any], str | None]:
     """Source → its evaluation in one tick of the sensor, and the cursor after it."""
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        dg.build_sensor_context(cursor=cursor, resources={"platform": Platform()}) as context,
-    ):
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Platform, "settings", lambda self: shop.settings)
         patched.setattr(Platform, "engine", lambda self, timeout: nullcontext(engine))
-        result = definitions.watcher(Pipeline.of(shop.settings))(context)
-    assert isinstance(result, dg.SensorResult)
-    found = [
-        e for e in result.asset_events if isinstance(e, dg.AssetCheckEvaluation) and e.check_name == definitions.GAPS
-    ]
-    return {e.asset_key.to_user_string(): e for e in found}, result.cursor
+        result = ticked(definitions.watcher(Pipeline.of(shop.settings)), cursor)
+    return evaluations(result, definitions.GAPS), result.cursor
 
 
 def test_messages_that_were_gone_are_told_of_for_a_day(shop: Shop, engine: StreamEngine) -> None:

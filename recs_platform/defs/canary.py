@@ -8,8 +8,8 @@ from typing import Any
 import dagster as dg
 
 from recs_platform.canary import Flight, fly, remember
-from recs_platform.defs.news import News
 from recs_platform.defs.resources import Platform
+from recs_platform.defs.verdict import News, Verdict
 from recs_platform.errors import RecsError
 from recs_platform.health import State
 from recs_platform.lineage import label
@@ -52,7 +52,8 @@ def checks(pipeline: Pipeline, sinks: Collection[str]) -> dg.AssetChecksDefiniti
         except RecsError as error:
             raise dg.Failure(str(error)) from error
         wanted = {key.asset_key for key in context.selected_asset_check_keys}
-        yield from (dg.AssetCheckResult(**_judged(f, trouble)) for f in flights if dg.AssetKey(f.sink) in wanted)
+        verdicts = [_judged(flight, trouble) for flight in flights]
+        yield from (verdict.result() for verdict in verdicts if verdict.asset in wanted)
 
     return canary
 
@@ -74,14 +75,10 @@ def sender(pipeline: Pipeline) -> dg.SensorDefinition:
         except RecsError as error:
             return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
         remember(settings.state_dir, flights)
-        news, now = News.load(context.cursor), time.time()
-        found = [_judged(flight, trouble) for flight in flights]
-        lost = sorted((flight.sink, trouble.explains(flight)) for flight in flights if flight.seconds is None)
+        news, verdicts = News.load(context.cursor), [_judged(flight, trouble) for flight in flights]
         return dg.SensorResult(
-            asset_events=[dg.AssetCheckEvaluation(**judged) for judged in found]
-            if news.is_news(CHECK, lost, now, AT_LEAST_EVERY)
-            else [],
-            skip_reason="; ".join(judged["description"] for judged in found),
+            asset_events=news.to_tell(verdicts, context.instance, time.time(), AT_LEAST_EVERY),
+            skip_reason="; ".join(verdict.description or "" for verdict in verdicts),
             cursor=news.dump(),
         )
 
@@ -108,17 +105,17 @@ def _trouble(settings: Settings, pipeline: Pipeline, flights: Sequence[Flight]) 
     return _Trouble(behind, report.engine.get("held_up_until", 0.0))
 
 
-def _judged(flight: Flight, trouble: _Trouble) -> dict[str, Any]:
-    """What a result of a run and an evaluation of a sensor both take."""
+def _judged(flight: Flight, trouble: _Trouble) -> Verdict:
     is_late = trouble.explains(flight)
     took: dict[str, dg.MetadataValue[Any]] = {}
     if flight.seconds is not None:
         took["milliseconds"] = dg.MetadataValue.float(round(1000 * flight.seconds, 1))
-    return {
-        "asset_key": dg.AssetKey(flight.sink),
-        "check_name": CHECK,
-        "passed": flight.seconds is not None,
-        "severity": dg.AssetCheckSeverity.WARN if is_late else dg.AssetCheckSeverity.ERROR,
-        "description": flight.words + (f"; behind: {', '.join(trouble.behind)}" if is_late else ""),
-        "metadata": {"sent_at": dg.MetadataValue.timestamp(flight.sent_at), **took},
-    }
+    return Verdict(
+        dg.AssetKey(flight.sink),
+        CHECK,
+        flight.seconds is not None,
+        flight.words + (f"; behind: {', '.join(trouble.behind)}" if is_late else ""),
+        {"sent_at": dg.MetadataValue.timestamp(flight.sent_at), **took},
+        dg.AssetCheckSeverity.WARN if is_late else dg.AssetCheckSeverity.ERROR,
+        said=is_late,
+    )

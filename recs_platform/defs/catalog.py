@@ -10,9 +10,9 @@ import dagster as dg
 from recs_platform import repairs
 from recs_platform.catalog_watch import Memory, look
 from recs_platform.defs.incidents import failed, requests
-from recs_platform.defs.news import News
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.stream import REBUILD, held_back
+from recs_platform.defs.verdict import News, Verdict, parts
 from recs_platform.errors import RecsError
 from recs_platform.pipeline import Pipeline
 from recs_platform.readings import is_lost, of_catalog
@@ -58,7 +58,7 @@ def checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
             raise dg.Failure(str(error)) from error
         for key in context.selected_asset_check_keys:
             of_it = [drift for drift in found if drift.name == key.asset_key.path[-1]]
-            yield dg.AssetCheckResult(**_judged(key.asset_key.path[-1], of_it))
+            yield _judged(key.asset_key.path[-1], of_it).result()
 
     return catalog_schema
 
@@ -73,20 +73,16 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
     )
     def schema_change(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """One change starts one run. What breaks a reader fails the check, and starts one only where settings say so."""
-        told, _, remembered = (context.cursor or "").partition("\n")
+        told, remembered = parts(context.cursor, 2)
         try:
             follow = platform.settings().follow_breaking_changes
             report = look(pipeline, columns(platform, pipeline), Memory.load(remembered or None), follow)
         except RecsError as error:
             return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
         news, now = News.load(told), time.time()
-        is_news = news.is_news(CHECK, [str(drift) for drift in report.drifts], now, AT_LEAST_EVERY)
+        verdicts = [_judged(copy.name, report.of(copy.name)) for copy in copies(pipeline)]
         return dg.SensorResult(
-            asset_events=[
-                dg.AssetCheckEvaluation(**_judged(copy.name, report.of(copy.name))) for copy in copies(pipeline)
-            ]
-            if is_news
-            else [],
+            asset_events=news.to_tell(verdicts, context.instance, now, AT_LEAST_EVERY),
             run_requests=[_rebuild(report.rebuild)] if report.rebuild else [],
             skip_reason=None if report.rebuild else f"{len(report.drifts)} differences",
             cursor=f"{news.dump()}\n{report.memory.dump()}",
@@ -154,14 +150,9 @@ def _rebuild(names: Sequence[str]) -> dg.RunRequest:
     return dg.RunRequest(asset_selection=[dg.AssetKey(name) for name in names])
 
 
-def _judged(copy: str, found: Sequence[Drift]) -> dict[str, Any]:
-    """What a result of a run and an evaluation of a sensor both take."""
-    return {
-        "asset_key": dg.AssetKey(copy),
-        "check_name": CHECK,
-        "passed": not any(drift.breaks for drift in found),
-        "metadata": _evidence(found),
-    }
+def _judged(copy: str, found: Sequence[Drift]) -> Verdict:
+    is_well = not any(drift.breaks for drift in found)
+    return Verdict(dg.AssetKey(copy), CHECK, is_well, metadata=_evidence(found), said=[str(drift) for drift in found])
 
 
 def _evidence(found: Sequence[Drift]) -> dict[str, dg.MetadataValue[Any]]:

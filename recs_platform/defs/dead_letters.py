@@ -8,8 +8,8 @@ from typing import Any
 import dagster as dg
 
 from recs_platform.dead_letters import MOST_REASONS, Recent, kept_of, recent, share_wanted
-from recs_platform.defs.news import News
 from recs_platform.defs.resources import Platform
+from recs_platform.defs.verdict import News, Verdict
 from recs_platform.engines.status import Status
 from recs_platform.errors import RecsError
 from recs_platform.pipeline import Pipeline
@@ -51,10 +51,8 @@ def letter_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
                 )
         except RecsError as error:
             raise dg.Failure(str(error)) from error
-        for of_topic in found:
-            result = _judged_letters(pipeline, of_topic)
-            if dg.AssetCheckKey(result["asset_key"], LETTERS) in context.selected_asset_check_keys:
-                yield dg.AssetCheckResult(**result)
+        verdicts = [_judged_letters(pipeline, of_topic) for of_topic in found]
+        yield from (verdict.result() for verdict in verdicts if verdict.key in context.selected_asset_check_keys)
 
     return dead_letters
 
@@ -79,9 +77,8 @@ def gap_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
                 status = engine.status()
         except RecsError as error:
             raise dg.Failure(str(error)) from error
-        for result in _judged_gaps(pipeline, status):
-            if dg.AssetCheckKey(result["asset_key"], GAPS) in context.selected_asset_check_keys:
-                yield dg.AssetCheckResult(**result)
+        verdicts = _judged_gaps(pipeline, status)
+        yield from (verdict.result() for verdict in verdicts if verdict.key in context.selected_asset_check_keys)
 
     return messages_lost
 
@@ -102,25 +99,20 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
         try:
             with platform.engine(ENGINE_SECONDS) as engine:
                 status = engine.status()
-                for result in _judged_gaps(pipeline, status):
-                    if news.is_news(f"{GAPS} {result['asset_key']}", result["description"], now, AT_LEAST_EVERY):
-                        events.append(dg.AssetCheckEvaluation(**result))
+                events += news.to_tell(_judged_gaps(pipeline, status), context.instance, now, AT_LEAST_EVERY)
                 letters = recent(engine, pipeline, status, platform.settings().require("kafka_bootstrap_servers"))
         except RecsError as error:
             return dg.SensorResult(asset_events=events, skip_reason=str(error), cursor=news.dump())
         for found in letters:
-            result = _judged_letters(pipeline, found)
             every = WHILE_THEY_COME if found.letters else AT_LEAST_EVERY
-            if news.is_news(f"{LETTERS} {result['asset_key']}", result["passed"], now, every):
-                events.append(dg.AssetCheckEvaluation(**result))
+            events += news.to_tell([_judged_letters(pipeline, found)], context.instance, now, every)
         words = "; ".join(f"{found.topic}: {found.letters} dead letters" for found in letters)
         return dg.SensorResult(asset_events=events, skip_reason=words, cursor=news.dump())
 
     return sensor
 
 
-def _judged_gaps(pipeline: Pipeline, status: Status) -> Iterator[dict[str, Any]]:
-    """Of each topic what a result of a run and an evaluation of a sensor both take."""
+def _judged_gaps(pipeline: Pipeline, status: Status) -> Iterator[Verdict]:
     gaps = {reset["topic"]: reset for reset in status.get("resets", ())}
     for topic, source in pipeline.topics.items():
         lost = gaps[topic]["lost"] if topic in gaps else 0
@@ -129,18 +121,12 @@ def _judged_gaps(pipeline: Pipeline, status: Status) -> Iterator[dict[str, Any]]
             metadata["next"] = dg.MetadataValue.text(
                 "Send them again from where they came from, if that still has them."
             )
-        yield {
-            "asset_key": dg.AssetKey(source.name),
-            "check_name": GAPS,
-            "passed": lost == 0,
-            "severity": dg.AssetCheckSeverity.WARN,
-            "description": gap_in_words(gaps[topic]) if topic in gaps else "it was read without a gap",
-            "metadata": metadata,
-        }
+        words = gap_in_words(gaps[topic]) if topic in gaps else "it was read without a gap"
+        warning = dg.AssetCheckSeverity.WARN
+        yield Verdict(dg.AssetKey(source.name), GAPS, lost == 0, words, metadata, warning, said=words)
 
 
-def _judged_letters(pipeline: Pipeline, found: Recent) -> dict[str, Any]:
-    """As `_judged_gaps`."""
+def _judged_letters(pipeline: Pipeline, found: Recent) -> Verdict:
     source = pipeline.topics[found.topic]
     wanted = share_wanted(source)
     evidence: dict[str, dg.MetadataValue[Any]] = {
@@ -154,11 +140,11 @@ def _judged_letters(pipeline: Pipeline, found: Recent) -> dict[str, Any]:
         evidence["next"] = dg.MetadataValue.text(
             "`recs dead-letters` shows one of each; `recs dead-letters replay` sends back what can be put right"
         )
-    return {
-        "asset_key": dg.AssetKey(source.name),
-        "check_name": LETTERS,
-        "passed": found.share <= wanted,
-        "severity": dg.AssetCheckSeverity.WARN,
-        "description": f"of the last five minutes: {found}; up to {wanted:.1%} are no trouble",
-        "metadata": evidence,
-    }
+    return Verdict(
+        dg.AssetKey(source.name),
+        LETTERS,
+        found.share <= wanted,
+        f"of the last five minutes: {found}; up to {wanted:.1%} are no trouble",
+        evidence,
+        dg.AssetCheckSeverity.WARN,
+    )

@@ -7,8 +7,8 @@ from typing import Any
 
 import dagster as dg
 
-from recs_platform.defs.news import News
 from recs_platform.defs.resources import Platform
+from recs_platform.defs.verdict import News, Verdict, parts
 from recs_platform.errors import RecsError
 from recs_platform.event_drift import FieldDrift, drifts, fields_read, learned, profile, sample
 from recs_platform.pipeline import Pipeline, Relation
@@ -50,7 +50,7 @@ def checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
             except RecsError as error:
                 raise dg.Failure(str(error)) from error
             found = drifts(usual, profile(payloads), fields_read(pipeline, topic))
-            yield dg.AssetCheckResult(**_judged(source.name, found, len(payloads)))
+            yield _judged(source.name, found, len(payloads)).result()
 
     return event_drift
 
@@ -67,9 +67,9 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
     )
     def event_drift(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """Costs one read of a few hundred messages a topic. What is usual is learned only while something comes."""
-        told, _, remembered = (context.cursor or "").partition("\n")
+        told, remembered = parts(context.cursor, 2)
         news, known = News.load(told), _loaded(remembered)
-        events, words, now = [], [], time.time()
+        verdicts, words, now = list[Verdict](), [], time.time()
         for topic, source in _of_events(pipeline).items():
             entry = known.setdefault(topic, {"count": -1, "at": now, "usual": {}})
             try:
@@ -79,12 +79,11 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
                 continue
             seen = profile(payloads)
             found = drifts(entry["usual"], seen, read[topic])
-            # not by how much, which changes all the time
-            if news.is_news(topic, [(d.event_type, d.field, d.what) for d in found], now, AT_LEAST_EVERY):
-                events.append(dg.AssetCheckEvaluation(**_judged(source.name, found, len(payloads))))
+            verdicts.append(_judged(source.name, found, len(payloads)))
             usual = learned(entry["usual"], seen, now - entry["at"]) if count != entry["count"] else entry["usual"]
             known[topic] = {"count": count, "at": now, "usual": usual}
             words.append(f"{topic}: {len(found)} differences")
+        events = news.to_tell(verdicts, context.instance, now, AT_LEAST_EVERY)
         cursor = f"{news.dump()}\n{json.dumps(known)}"
         return dg.SensorResult(asset_events=events, skip_reason="; ".join(words), cursor=cursor)
 
@@ -105,15 +104,15 @@ def _loaded(text: str) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _judged(source: str, found: Sequence[FieldDrift], looked_at: int) -> dict[str, Any]:
-    """What a result of a run and an evaluation of a sensor both take."""
-    return {
-        "asset_key": dg.AssetKey(source),
-        "check_name": CHECK,
-        "passed": not any(drift.matters for drift in found),
-        "severity": dg.AssetCheckSeverity.WARN,
-        "metadata": _evidence(found, looked_at),
-    }
+def _judged(source: str, found: Sequence[FieldDrift], looked_at: int) -> Verdict:
+    return Verdict(
+        dg.AssetKey(source),
+        CHECK,
+        passed=not any(drift.matters for drift in found),
+        metadata=_evidence(found, looked_at),
+        severity=dg.AssetCheckSeverity.WARN,
+        said=[(d.event_type, d.field, d.what) for d in found],  # not by how much, which changes all the time
+    )
 
 
 def _evidence(found: Sequence[FieldDrift], looked_at: int) -> dict[str, dg.MetadataValue[Any]]:

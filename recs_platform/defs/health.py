@@ -12,10 +12,9 @@ import dagster as dg
 from recs_platform import repairs
 from recs_platform.audit import NOTHING, Audit, audit
 from recs_platform.defs.incidents import failed, requests
-from recs_platform.defs.news import News
 from recs_platform.defs.resources import Platform
-from recs_platform.defs.specs import shows_otherwise
 from recs_platform.defs.stream import RESYNC, held_back
+from recs_platform.defs.verdict import News, Verdict, parts
 from recs_platform.engines.status import BACKLOG, Status
 from recs_platform.errors import RecsError
 from recs_platform.health import FRESHNESS_SECONDS, Finding, State
@@ -69,7 +68,7 @@ def freshness_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         """With the memory of whoever looked last, so that it says what the sensor says."""
         report = look_and_remember(platform.settings(), pipeline)
         wanted = {key.asset_key for key in context.selected_asset_check_keys}
-        yield from (dg.AssetCheckResult(**_of_finding(f)) for f in report.findings if dg.AssetKey(f.key) in wanted)
+        yield from (v.result() for v in map(_of_finding, report.findings) if v.asset in wanted)
 
     return freshness
 
@@ -86,15 +85,9 @@ def view_freshness(pipeline: Pipeline) -> dg.SensorDefinition:
         """Evaluates the check `freshness` when a state changes or a run has said otherwise, and every quarter of an hour."""
         report = look_and_remember(platform.settings(), pipeline)
         ours = [finding for finding in report.findings if finding.key[0] in pipeline.relations]
-        news, now = News.load(context.cursor), time.time()
-        due = [
-            f
-            for f in ours
-            if news.is_news(f.key[0], (_severity(f).value, f.state, f.blame), now, AT_LEAST_EVERY)
-            or shows_otherwise(context.instance, dg.AssetKey(f.key), FRESHNESS, f.state.is_well)
-        ]
+        news = News.load(context.cursor)
         return dg.SensorResult(
-            asset_events=[dg.AssetCheckEvaluation(**_of_finding(finding)) for finding in due],
+            asset_events=news.to_tell(map(_of_finding, ours), context.instance, time.time(), AT_LEAST_EVERY),
             skip_reason=summary(report),
             cursor=news.dump(),
         )
@@ -108,16 +101,17 @@ def summary(report: Report) -> str:
     return "; ".join([report.counts, *causes])
 
 
-def _of_finding(finding: Finding) -> dict[str, Any]:
-    """What a result of a run and an evaluation of a sensor both take."""
-    return {
-        "asset_key": dg.AssetKey(finding.key),
-        "check_name": FRESHNESS,
-        "passed": finding.state.is_well,
-        "severity": _severity(finding),
-        "description": finding.words,
-        "metadata": _evidence(finding),
-    }
+def _of_finding(finding: Finding) -> Verdict:
+    severity = _severity(finding)
+    return Verdict(
+        dg.AssetKey(finding.key),
+        FRESHNESS,
+        finding.state.is_well,
+        finding.words,
+        _evidence(finding),
+        severity,
+        said=(severity.value, finding.state, finding.blame),
+    )
 
 
 def _severity(finding: Finding) -> dg.AssetCheckSeverity:
@@ -172,9 +166,8 @@ def redis_checks(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     ) -> Iterator[dg.AssetCheckResult]:
         """Looks at the pointer, and at some keys of each sink."""
         wanted = {key.asset_key for key in context.selected_asset_check_keys}
-        for found in _audits(partial(audited, platform, pipeline), pipeline):
-            if dg.AssetKey(found.sink) in wanted:
-                yield dg.AssetCheckResult(**_of_audit(found))
+        found = _audits(partial(audited, platform, pipeline), pipeline)
+        yield from (v.result() for v in map(_of_audit, found) if v.asset in wanted)
 
     return in_redis
 
@@ -191,16 +184,9 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
     def sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """Evaluates the check `in_redis` when something changes or a run has said otherwise, and every quarter of an hour.
         What is ill at two looks and can be mended starts one run of `resync_sinks`, where the settings allow it."""
-        told, _, remembered = (context.cursor or "").partition("\n")
-        incidents_before, _, wrong_before = remembered.partition("\n")
+        told, incidents_before, wrong_before = parts(context.cursor, 3)
         news, wrong, now = News.load(told), _wrong(wrong_before), time.time()
         found = _audits(partial(audited, platform, pipeline, wrong), pipeline)
-        due = [
-            a
-            for a in found
-            if news.is_news(a.sink, a.kind, now, AT_LEAST_EVERY)
-            or shows_otherwise(context.instance, dg.AssetKey(a.sink), IN_REDIS, not a.problem)
-        ]
         problems = dict.fromkeys(f"{a.sink}: {a.problem}" for a in found if a.problem)
         mendable = [a.sink for a in found if a.can_be_mended]
         put_off = held_back(platform, mendable) if mendable else ""
@@ -211,7 +197,7 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
         )
         wrong = {s: wrong[s] for s in unseen if s in wrong} | {a.sink: a.wrong[:WRONG_KEPT] for a in found if a.wrong}
         return dg.SensorResult(
-            asset_events=[dg.AssetCheckEvaluation(**_of_audit(a)) for a in due],
+            asset_events=news.to_tell(map(_of_audit, found), context.instance, now, AT_LEAST_EVERY),
             run_requests=requests(to_mend, incidents),
             skip_reason=None
             if to_mend
@@ -248,17 +234,17 @@ def _audits(take: Callable[[], Sequence[Audit]], pipeline: Pipeline) -> Sequence
     return [found.get(s.name, Audit(s.name, None, "", away=away)) for s in pipeline.of_kind(Kind.SINK)]
 
 
-def _of_audit(found: Audit) -> dict[str, Any]:
-    return {
-        "asset_key": dg.AssetKey(found.sink),
-        "check_name": IN_REDIS,
-        "passed": not found.problem,
-        "severity": dg.AssetCheckSeverity.ERROR,
-        "description": found.problem or found.not_compared or "its rows are in Redis",
-        "metadata": {
+def _of_audit(found: Audit) -> Verdict:
+    return Verdict(
+        dg.AssetKey(found.sink),
+        IN_REDIS,
+        not found.problem,
+        found.problem or found.not_compared or "its rows are in Redis",
+        {
             "looked_at": dg.MetadataValue.int(found.looked_at),
             "missing": dg.MetadataValue.int(len(found.missing)),
             "stale": dg.MetadataValue.int(len(found.stale)),
             "readers_on": dg.MetadataValue.text(found.pointer or "–"),
         },
-    }
+        said=found.kind,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from recs_platform.lineage import Key, Lineage, LineageColumn, Node, Place
 from recs_platform.pipeline import Kind, Relation
@@ -95,14 +94,6 @@ def _whence(key: Key, column: LineageColumn, lineage: Lineage) -> str | None:
 
 def _listed(places: set[Place] | frozenset[Place]) -> str:
     return ", ".join(f"`{'/'.join(key)}.{name}`" for key, name in sorted(places))
-
-
-def shows_otherwise(instance: dg.DagsterInstance, asset: dg.AssetKey, check: str, passed: bool) -> bool:
-    """Whether the last evaluation of a check says otherwise: one of a run, of which a sensor's cursor does not know."""
-    last = instance.get_latest_asset_check_evaluation_record(dg.AssetCheckKey(asset, check))
-    if last is None or last.status is AssetCheckExecutionRecordStatus.PLANNED or last.evaluation is None:
-        return False
-    return last.evaluation.passed is not passed
 
 
 def _markdown(text: str) -> str | None:
