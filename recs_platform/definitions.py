@@ -8,6 +8,7 @@ from recs_platform.defs import (
     canary,
     catalog,
     dead_letters,
+    deploying,
     event_drift,
     health,
     observe,
@@ -17,7 +18,7 @@ from recs_platform.defs import (
     stream,
 )
 
-FACES = (resources, stream, observe, health, canary, catalog, event_drift, dead_letters, repairs, retention)
+FACES = (resources, stream, deploying, observe, health, canary, catalog, event_drift, dead_letters, repairs, retention)
 
 
 @dg.definitions

@@ -33,24 +33,25 @@ def follow(
     unseen: Collection[str] = (),
     may_repair: bool = True,
     failed: Collection[str] = (),
+    looks: int = LOOKS,
 ) -> tuple[dict[str, Incident], list[str]]:
     """The incidents after a look that found these ill, and which of them are to be repaired now, by one run: noted as done.
 
     Of the `unseen` nothing is known, so that their incidents go on. Where one may not, none is repaired. `failed`: those whose
-    last try came to nothing.
+    last try came to nothing. `looks`: at how many it must have been ill, where it may mend itself.
     """
     after = {
         name: replace(before[name], looks=before[name].looks + 1) if name in before else Incident(now) for name in ill
     } | {name: before[name] for name in unseen if name in before}
-    due = [n for n in ill if may_repair and _is_due(after[n], now, n in failed)]
+    due = [n for n in ill if may_repair and _is_due(after[n], now, n in failed, looks)]
     run = "; ".join(_in_words(name, after[name]) for name in due)
     done = {n: replace(after[n], repaired_at=now, tries=after[n].tries + 1, run=run) for n in due}
     return after | done, due
 
 
-def _is_due(incident: Incident, now: float, has_failed: bool) -> bool:
+def _is_due(incident: Incident, now: float, has_failed: bool, looks: int) -> bool:
     if not incident.repaired_at:
-        return incident.looks >= LOOKS
+        return incident.looks >= looks
     return has_failed and incident.tries < TRIES and now - incident.repaired_at >= BETWEEN_TRIES
 
 

@@ -9,7 +9,7 @@ import dagster as dg
 
 from recs_platform import repairs
 from recs_platform.catalog_watch import Memory, look
-from recs_platform.defs.incidents import failed, requests
+from recs_platform.defs.incidents import built_since, failed, requests
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.stream import REBUILD, held_back
 from recs_platform.defs.verdict import News, Verdict, parts
@@ -72,20 +72,28 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
         description="Sees columns of the catalog change; builds anew what a change that can be followed has made wrong.",
     )
     def schema_change(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
-        """One change starts one run. What breaks a reader fails the check, and starts one only where settings say so."""
-        told, remembered = parts(context.cursor, 2)
+        """One change starts one run, which is asked for again where it came to nothing; the check fails until it has been. What
+        breaks a reader fails the check, and starts a run only where settings say so."""
+        told, remembered, owed_before = parts(context.cursor, 3)
         try:
             follow = platform.settings().follow_breaking_changes
             report = look(pipeline, columns(platform, pipeline), Memory.load(remembered or None), follow)
         except RecsError as error:
             return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
-        news, now = News.load(told), time.time()
-        verdicts = [_judged(copy.name, report.of(copy.name)) for copy in copies(pipeline)]
+        news, now, instance = News.load(told), time.time(), context.instance
+        known = {n: i for n, i in repairs.load(owed_before).items() if n in pipeline.relations}
+        wrong = {*report.rebuild, *(n for n, i in known.items() if not built_since(instance, n, i.since))}
+        put_off = held_back(platform, pipeline, wrong)
+        # in their order, and by what has been asked for already
+        owed, due = repairs.follow(
+            known, [r.name for r in pipeline if r.name in wrong], now, (), not put_off, failed(instance, known), looks=1
+        )
+        verdicts = [_judged(c.name, report.of(c.name), _waiting(owed.get(c.name), put_off)) for c in copies(pipeline)]
         return dg.SensorResult(
-            asset_events=news.to_tell(verdicts, context.instance, now, AT_LEAST_EVERY),
-            run_requests=[_rebuild(report.rebuild)] if report.rebuild else [],
-            skip_reason=None if report.rebuild else f"{len(report.drifts)} differences",
-            cursor=f"{news.dump()}\n{report.memory.dump()}",
+            asset_events=news.to_tell(verdicts, instance, now, AT_LEAST_EVERY),
+            run_requests=requests(due, owed),
+            skip_reason=None if due else put_off or f"{len(report.drifts)} differences",
+            cursor="\n".join((news.dump(), report.memory.dump(), repairs.dump(owed))),
         )
 
     return schema_change
@@ -110,7 +118,7 @@ def slot_health(pipeline: Pipeline) -> dg.SensorDefinition:
             after, due = repairs.follow(before, [], time.time(), unseen=connections)
             words = str(error)
         else:
-            put_off = held_back(platform, lost) if lost else ""
+            put_off = held_back(platform, pipeline, lost)
             words = f"{words}; {put_off}" if put_off else words
             came_to_nothing = failed(context.instance, before)
             after, due = repairs.follow(
@@ -146,13 +154,28 @@ def columns(platform: Platform, pipeline: Pipeline) -> dict[str, tuple[CatalogCo
     return read_columns(platform.settings().require("postgres_url"), tables)
 
 
-def _rebuild(names: Sequence[str]) -> dg.RunRequest:
-    return dg.RunRequest(asset_selection=[dg.AssetKey(name) for name in names])
+def _waiting(owed: repairs.Incident | None, put_off: str) -> str:
+    """What becomes of rows that a change of the columns has made wrong; "" where there are none."""
+    if owed is None:
+        return ""
+    if owed.tries:
+        ended = f"; try {owed.tries} of {repairs.TRIES}: where the last has failed, its run says why, and `{REBUILD}` by hand tries again"
+        return f"its rows are of before a change of its columns, until it is built anew{ended}"
+    return f"its rows are of before a change of its columns, and are not built anew yet: {put_off}"
 
 
-def _judged(copy: str, found: Sequence[Drift]) -> Verdict:
-    is_well = not any(drift.breaks for drift in found)
-    return Verdict(dg.AssetKey(copy), CHECK, is_well, metadata=_evidence(found), said=[str(drift) for drift in found])
+def _judged(copy: str, found: Sequence[Drift], waiting: str = "") -> Verdict:
+    """`waiting`: what becomes of rows that are wrong though the columns may be right again."""
+    is_right = not any(drift.breaks for drift in found)
+    return Verdict(
+        dg.AssetKey(copy),
+        CHECK,
+        is_right and not waiting,
+        waiting or None,
+        _evidence(found),
+        dg.AssetCheckSeverity.WARN if is_right else dg.AssetCheckSeverity.ERROR,
+        said=([str(drift) for drift in found], waiting),
+    )
 
 
 def _evidence(found: Sequence[Drift]) -> dict[str, dg.MetadataValue[Any]]:

@@ -189,7 +189,7 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
         found = _audits(partial(audited, platform, pipeline, wrong), pipeline)
         problems = dict.fromkeys(f"{a.sink}: {a.problem}" for a in found if a.problem)
         mendable = [a.sink for a in found if a.can_be_mended]
-        put_off = held_back(platform, mendable) if mendable else ""
+        put_off = held_back(platform, pipeline, mendable)
         unseen = [a.sink for a in found if not a.is_known]
         known = repairs.load(incidents_before)
         incidents, to_mend = repairs.follow(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
+from recs_platform.defs.stream import BUILT
 from recs_platform.repairs import TRIES, Incidents
 
 RUN_KEY = "dagster/run_key"
@@ -23,6 +24,14 @@ def failed(instance: dg.DagsterInstance, incidents: Incidents) -> set[str]:
     return {
         name for name, incident in incidents.items() if 0 < incident.tries < TRIES and _failed(instance, incident.run)
     }
+
+
+def built_since(instance: dg.DagsterInstance, name: str, since: float) -> bool:
+    """Whether a run has built it anew after that moment, in seconds since 1970: the last that had to do with it, at least."""
+    event = instance.get_latest_materialization_event(dg.AssetKey(name))
+    if event is None or event.timestamp < since or event.asset_materialization is None:
+        return False
+    return event.asset_materialization.metadata.get(BUILT) == dg.MetadataValue.bool(True)
 
 
 def _failed(instance: dg.DagsterInstance, run_key: str) -> bool:

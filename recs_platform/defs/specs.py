@@ -15,18 +15,6 @@ from recs_platform.settings import project_root
 GROUP = "recommendations"  # one: the UI folds groups up, and draws a single one as the whole graph at once
 OURS, THEIRS = "team:recommendations", "team:shop"
 
-DEPLOY_WHEN_CHANGED = (
-    (
-        dg.AutomationCondition.code_version_changed()
-        | (dg.AutomationCondition.missing() & ~dg.AutomationCondition.execution_failed())
-    )
-    & ~dg.AutomationCondition.in_progress()
-).with_label("its SQL has changed, or nobody has seen it deployed")
-"""Nothing that moves in the data asks for a run, and a deployment that failed waits for a person or for new SQL.
-
-The engine deploys upstreams first by itself; that they are there already is no condition.
-"""
-
 Metadata = dict[str, dg.MetadataValue[Any]]
 
 
@@ -44,7 +32,6 @@ def asset_spec(node: Node, lineage: Lineage) -> dg.AssetSpec:
         metadata={**_column_metadata(node, lineage), **(_relation_metadata(relation) if relation else {})},
         code_version=relation.fingerprint if relation else None,
         skippable=relation is not None,
-        automation_condition=DEPLOY_WHEN_CHANGED if relation else None,
     )
 
 

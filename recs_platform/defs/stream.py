@@ -1,7 +1,7 @@
 """The asset graph: one asset for each box of the lineage, and one op that deploys what is selected."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -11,7 +11,7 @@ from recs_platform.changes import changes
 from recs_platform.defs.resources import Platform
 from recs_platform.defs.specs import asset_spec, reading_metadata
 from recs_platform.engines.base import StreamEngine
-from recs_platform.errors import EngineBusy, EngineUnavailable, RecsError, StoreUnavailable
+from recs_platform.errors import EngineBusy, EngineUnavailable, RecsError, SourceError, StoreUnavailable
 from recs_platform.lineage import Lineage, relation_key
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Plan, Step, Tell
@@ -20,8 +20,11 @@ from recs_platform.readings import Reading, of_relations
 from recs_platform.settings import Settings
 
 DEPLOY, REBUILD, RESYNC = "deploy_pipeline", "rebuild_views", "resync_sinks"
-RETRIES, BETWEEN_RETRIES = 5, 15.0  # seconds, for an engine that is just being started
+JOBS = {DEPLOY, REBUILD, RESYNC, "__ASSET_JOB"}  # the last is what materializing by hand is called
+RETRIES, BETWEEN_RETRIES = 40, 15.0  # seconds: somebody else's deployment, or an engine that is just being started
+FEW_RETRIES = 5  # for a catalog, of which a refusal may be final
 SENSOR_SECONDS = 10.0  # that a sensor, which Dagster gives a minute in all, waits for an answer
+BUILT = "built"  # of a materialization: whether its run has built the relation, or found it as it should be
 BETWEEN_WORDS = 5.0  # seconds between two lines on one step
 
 
@@ -40,26 +43,34 @@ def definitions() -> dg.Definitions:
     return dg.Definitions(
         assets=[*outside, deployment(pipeline, lineage)],
         jobs=[
-            dg.define_asset_job(
+            _job(
                 DEPLOY,
-                selection=[r.name for r in pipeline],
-                description="Makes what is deployed what `sql/` says: what `recs apply` does.",
+                [r.name for r in pipeline],
+                "Makes what is deployed what `sql/` says: what `recs apply` does.",
+                rebuild=False,
             ),
-            dg.define_asset_job(
+            _job(
                 REBUILD,
-                selection=[r.name for r in pipeline if r.kind is not Kind.SOURCE],
-                config={"ops": {"stream": {"config": {"rebuild": True}}}},
-                description="Builds the chosen relations anew, with all that hangs on them, though no SQL has changed.",
+                [r.name for r in pipeline if r.kind is not Kind.SOURCE],
+                "Builds the chosen relations anew, with all that hangs on them, though no SQL has changed.",
             ),
-            dg.define_asset_job(
+            _job(
                 RESYNC,
-                selection=[r.name for r in pipeline.of_kind(Kind.SINK)],
-                config={"ops": {"stream": {"config": {"rebuild": True}}}},
-                description="Writes every key of the chosen sinks to Redis again, and removes those no row stands for.",
+                [r.name for r in pipeline.of_kind(Kind.SINK)],
+                "Writes every key of the chosen sinks to Redis again, and removes those no row stands for.",
             ),
         ],
-        sensors=[automation(pipeline)],
         executor=dg.in_process_executor,
+    )
+
+
+def _job(name: str, selection: Sequence[str], description: str, rebuild: bool = True) -> Any:
+    """Without checks: a run that fails would show those of its assets as failed, and the sensors evaluate them anyway."""
+    return dg.define_asset_job(
+        name,
+        selection=dg.AssetSelection.assets(*selection).without_checks(),
+        config={"ops": {"stream": {"config": {"rebuild": True}}}} if rebuild else None,
+        description=description,
     )
 
 
@@ -73,10 +84,8 @@ def deployment(pipeline: Pipeline, lineage: Lineage) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[Any]]:
         """Makes what is deployed what `sql/` says; with `rebuild`, builds the selected relations anew in any case."""
         selected = {key.path[-1] for key in context.selected_asset_keys}
-        is_attended = "dagster/sensor_name" not in context.run.tags
-        below = {r.name for name in selected for r in downstream(pipeline, name)}
-        rebuild = selected | below if config.rebuild else ()
-        plan, readings = deploy(platform, pipeline, rebuild, is_attended, Progress(context.log.info).tell)
+        rebuild = with_downstream(pipeline, selected) if config.rebuild else ()
+        plan, readings = deploy(platform, pipeline, rebuild, is_attended(context.run), Progress(context.log.info).tell)
         context.log.info(f"{len(plan.steps)} steps" if plan else "nothing to do: what is deployed is what sql/ says")
         for relation in pipeline:
             if relation.name in selected:
@@ -85,13 +94,14 @@ def deployment(pipeline: Pipeline, lineage: Lineage) -> dg.AssetsDefinition:
     return stream
 
 
-def automation(pipeline: Pipeline) -> dg.AutomationConditionSensorDefinition:
-    return dg.AutomationConditionSensorDefinition(
-        "deploy_when_changed",
-        target=dg.AssetSelection.assets(*(r.name for r in pipeline)),
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Deploys a relation when its SQL has changed, or that of something it reads; sql/ is read every minute.",
-    )
+def with_downstream(pipeline: Pipeline, names: Collection[str]) -> set[str]:
+    """What is built anew where these are."""
+    return {*names, *(relation.name for name in names for relation in downstream(pipeline, name))}
+
+
+def is_attended(run: dg.DagsterRun) -> bool:
+    """Whether a person has asked for it, or for it once more."""
+    return "dagster/sensor_name" not in run.tags or run.parent_run_id is not None
 
 
 class Progress:
@@ -117,34 +127,51 @@ def deploy(
 ) -> tuple[Plan, Mapping[str, Reading]]:
     """Applies `sql/`; the plan that did it, and a reading of each relation by name.
 
-    An engine or a Redis that is away is asked again later; a refusal is a failure, with the engine's own words. What breaks a reader
-    is not done where nobody has asked for it, unless the settings say so; nor are files deployed again that were rolled back.
+    An engine that is busy or away, a Redis or a catalog that is away are asked again later; a refusal is a failure, with the
+    engine's own words: see `refusal`.
     """
     try:
         with platform.engine() as engine:
-            if not is_attended and (failure := refusal(engine, rebuild)):
+            if failure := refusal(engine, rebuild, is_attended):
                 raise failure
             plan = engine.apply(rebuild, tell)
             readings = of_relations(engine.status(), pipeline)
     except (EngineUnavailable, EngineBusy, StoreUnavailable) as error:
         raise dg.RetryRequested(RETRIES, BETWEEN_RETRIES) from error
+    except SourceError as error:
+        raise dg.RetryRequested(FEW_RETRIES, BETWEEN_RETRIES) from error
     except RecsError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     return plan, {reading.key[-1]: reading for reading in readings}
 
 
-def refusal(engine: StreamEngine, rebuild: Collection[str]) -> dg.Failure | None:
-    """Why a run that nobody has asked for deploys nothing; None where it would."""
-    if engine.status().get("gone_back"):
+def refusal(engine: StreamEngine, rebuild: Collection[str], is_attended: bool = False) -> dg.Failure | None:
+    """Why a run deploys nothing; None where it would.
+
+    Files that were rolled back are deployed by whoever materializes them, and by no rebuild. A rebuild deploys nothing else. What
+    breaks a reader is done where somebody has asked for it, or the settings say so.
+    """
+    if engine.status().get("gone_back") and (rebuild or not is_attended):
         return dg.Failure(
             "not deployed: somebody has gone back from these files (`recs rollback`) or deployed a part of them (`recs apply "
-            "--only`). Materialize by hand or `recs apply` to deploy them all the same, or change them",
+            f"--only`). Run `{DEPLOY}`, materialize by hand or `recs apply` to deploy them all the same, or change them",
             allow_retries=False,
         )
+    plan = engine.plan(rebuild)
+    if rebuild and (others := sorted(plan.creates - set(rebuild))):
+        return dg.Failure(
+            "nothing is built anew, for what is deployed is not what sql/ says, and would be as well "
+            f"({', '.join(others)}): `recs plan` shows what differs, `{DEPLOY}` or `recs apply` deploys it",
+            allow_retries=False,
+        )
+    return None if is_attended else _breakage(engine, plan)
+
+
+def _breakage(engine: StreamEngine, plan: Plan) -> dg.Failure | None:
     settings = Settings.load()
     if settings.follow_breaking_changes:
         return None
-    meaning = changes(engine.plan(rebuild), engine.deployed_pipeline(), Pipeline.of(settings), engine.capabilities)
+    meaning = changes(plan, engine.deployed_pipeline(), Pipeline.of(settings), engine.capabilities)
     if broken := [f"{change.name}: {what}" for change in meaning for what in change.breaks]:
         return dg.Failure(
             "not deployed, for it breaks what reads it, and nobody has asked for this run: materialize it by hand, `recs "
@@ -155,11 +182,13 @@ def refusal(engine: StreamEngine, rebuild: Collection[str]) -> dg.Failure | None
     return None
 
 
-def held_back(platform: Platform, rebuild: Collection[str]) -> str:
-    """Why a repair would come to nothing just now and is put off, "" where it would not."""
+def held_back(platform: Platform, pipeline: Pipeline, names: Collection[str]) -> str:
+    """Why having these built anew would come to nothing just now and is put off, "" where it would not."""
+    if not names:
+        return ""
     try:
         with platform.engine(SENSOR_SECONDS) as engine:
-            failure = refusal(engine, rebuild)
+            failure = refusal(engine, with_downstream(pipeline, names))
     except RecsError as error:
         return str(error)
     return str(failure.description) if failure else ""
@@ -172,5 +201,6 @@ def _materialized(relation: Relation, plan: Plan, reading: Reading | None) -> dg
         metadata={
             **(reading_metadata(reading) if reading else {}),
             "plan": dg.MetadataValue.md("\n".join(steps) or "nothing to do: deployed as `sql/` says"),
+            BUILT: dg.MetadataValue.bool(relation.name in plan.creates),
         },
     )

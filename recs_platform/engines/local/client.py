@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -14,12 +14,14 @@ from pyarrow import flight
 
 from recs_platform.engines.local.capabilities import CAPABILITIES
 from recs_platform.engines.status import Status
-from recs_platform.errors import EngineError, EngineUnavailable, QueryError
+from recs_platform.errors import EngineBusy, EngineError, EngineUnavailable, QueryError, SourceError
 from recs_platform.pipeline import Pipeline
 from recs_platform.plan import Action, Plan, Step, Tell
 from recs_platform.settings import Settings
 
 PATIENT_SECONDS = 3600.0  # for what changes something: a build may take long, and says how far it is meanwhile
+_KINDS: Mapping[str, type[EngineError]] = {kind.__name__: kind for kind in (EngineBusy, SourceError)}
+"""Those that whoever asks may act upon, as the server names them."""
 _BEFORE_THE_REASON = re.compile(r"^(?:.*?message: )?\w+ refused: ", re.DOTALL)
 """What Arrow Flight, and the server's name for what was asked, put before it."""
 
@@ -124,6 +126,8 @@ class LocalEngine:
                 f"the engine at {self.url} does not answer: `recs status` shows what runs, `recs up` starts it"
             )
         text = _BEFORE_THE_REASON.sub("", str(error))
+        kind = getattr(error, "extra_info", None) or b""
+        refused = _KINDS.get(kind.decode(), refused)
         return refused(text.partition(". Detail: Failed")[0].partition(". gRPC client debug context")[0])
 
 

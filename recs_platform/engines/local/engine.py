@@ -28,7 +28,7 @@ from recs_platform.engines.local.redis_sink import RedisSink
 from recs_platform.engines.local.tick_size import TickSize
 from recs_platform.engines.local.waiting import Waiting
 from recs_platform.engines.status import BACKLOG, PartitionStatus
-from recs_platform.errors import EngineError, SourceError
+from recs_platform.errors import EngineBusy, EngineError, SourceError
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan
 from recs_platform.schema import copies, needed_columns
@@ -312,14 +312,14 @@ class Engine:
     # -- asked from outside ---------------------------------------------------------------------------------------
 
     def ask(self, request: Callable[[], Any], patience: float = 120.0) -> Any:
-        """Runs something between two ticks, in the loop's own thread, and returns what it returned. Raises `EngineError` where
+        """Runs something between two ticks, in the loop's own thread, and returns what it returned. Raises `EngineBusy` where
         it is not come to within `patience` seconds, and then it is not done; once begun it is waited for, an hour at most."""
         answer: Future[Any] = Future()
         self._requests.append((request, answer))
         if not self._is_over.is_set():
             wait([answer], patience)
         if answer.cancel():
-            raise EngineError(
+            raise EngineBusy(
                 f"the engine has been {self.doing} for {self._standing():.0f} s, and this is not done: ask again when it is over"
             )
         wait([answer], LONGEST_REQUEST)

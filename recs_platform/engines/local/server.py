@@ -84,7 +84,8 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
         try:
             answer = handler(request)
         except (RecsError, duckdb.Error) as error:
-            raise flight.FlightServerError(f"{action.type} refused: {error}") from None
+            kind = type(error).__name__.encode()
+            raise flight.FlightServerError(f"{action.type} refused: {error}", extra_info=kind) from None
         yield flight.Result(json.dumps(answer).encode())
 
     def status(self, window: float = FIGURES_WINDOW) -> dict[str, Any]:
