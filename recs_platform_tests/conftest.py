@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -91,7 +92,19 @@ def postgres_cluster(services_dir: Path) -> Iterator[tuple[Cluster, int]]:
 @pytest.fixture
 def postgres_url(postgres_cluster: tuple[Cluster, int]) -> Iterator[str]:
     """A new, empty database, of a superuser; dropped after the test with its replication slots."""
-    found, port = postgres_cluster
+    with _database(*postgres_cluster) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def lasting_postgres_url(postgres_cluster: tuple[Cluster, int]) -> Iterator[str]:
+    """The same for all tests of a file."""
+    with _database(*postgres_cluster) as url:
+        yield url
+
+
+@contextmanager
+def _database(found: Cluster, port: int) -> Iterator[str]:
     name = f"t_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(found.url(port, "postgres"), autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))

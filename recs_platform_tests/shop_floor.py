@@ -35,7 +35,7 @@ class Shop:
     ) -> None:
         self.kafka, self.postgres, self.redis_url, self.prefix = kafka, postgres, redis_url, prefix
         self.settings = Settings(
-            state_dir=directory / "state", sql_dir=_own_topics(directory / "sql", prefix, catalog),
+            state_dir=directory / "state", sql_dir=own_topics(directory / "sql", prefix, catalog),
             kafka_bootstrap_servers=kafka, postgres_url=postgres, redis_url=redis_url, replication_slot=f"{prefix}slot",
             publication=f"{prefix}pub", catalog=catalog, catalog_dir=directory / "catalog")  # fmt: skip
         self.log: list[Message] = []
@@ -200,6 +200,6 @@ def assert_lists_are_right(shop: Shop) -> None:
     assert lists == shop.oracle().recommendations()
 
 
-def _own_topics(directory: Path, prefix: str, catalog: str) -> Path:
+def own_topics(directory: Path, prefix: str, catalog: str) -> Path:
     """`sql/` with topics of this test's own, since the broker is shared."""
     return sql_copy(directory, lambda _, text: text.replace("topic = '", f"topic = '{prefix}"), catalog=catalog)
