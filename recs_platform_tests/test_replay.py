@@ -6,6 +6,7 @@ import gzip
 import json
 import time
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,10 +16,27 @@ from click.testing import CliRunner
 from recs_platform.catalog import Product, ensure_catalog, read_catalog, seed
 from recs_platform.commands.traffic import replay as replay_command
 from recs_platform.errors import SourceError
+from recs_platform.pipeline import Pipeline
 from recs_platform.replay import Click, Columns, read_clicks, replay, user_id_of
-from recs_platform.settings import Settings
+from recs_platform.settings import CDC, DEBEZIUM, FILE, UPSERTS, Settings
+from recs_platform.topic_reader import read, spans
+from recs_platform.topics import ensure_topics
+from recs_platform_tests.shop_floor import own_topics
 from recs_platform_tests.test_events import consumed
 
+TEA: dict[str, object] = {
+    "product_id": "10", "name": "Tea", "category": "food", "price": None, "description": None, "image_url": None, "in_stock": True,
+}  # fmt: skip
+ADDED = {**TEA, "product_id": "20", "name": "Item 20", "category": "found"}
+TOLD: dict[str, list[tuple[bytes, dict[str, object]]]] = {
+    CDC: [],
+    UPSERTS: [(b"10", TEA), (b"20", ADDED)],
+    DEBEZIUM: [
+        (b'{"product_id":"10"}', {"before": None, "after": TEA, "op": "u"}),
+        (b'{"product_id":"20"}', {"before": None, "after": ADDED, "op": "u"}),
+    ],
+}
+"""Where the catalog comes from → what its topic is told; of PostgreSQL the engine learns by itself."""
 LOG = "SessionId\tItemId\tTime\n{0}\t20\t1592337765.0\n{0}\t10\t1592337718.0\n{1}\t20\t1592337818.0\n"
 
 
@@ -26,6 +44,15 @@ LOG = "SessionId\tItemId\tTime\n{0}\t20\t1592337765.0\n{0}\t10\t1592337718.0\n{1
 def settings(kafka_servers: str, postgres_url: str, tmp_path: Path) -> Settings:
     ensure_catalog(postgres_url)
     return Settings(state_dir=tmp_path, kafka_bootstrap_servers=kafka_servers, postgres_url=postgres_url)
+
+
+@pytest.fixture(params=[CDC, UPSERTS, DEBEZIUM])
+def reading(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path, topic_prefix: str) -> Settings:
+    """For each of the ways in which the catalog comes to the engine, with topics of its own."""
+    sql_dir = own_topics(tmp_path / "sql", topic_prefix, request.param)
+    found = replace(settings, catalog=request.param, sql_dir=sql_dir)
+    ensure_topics(found.kafka_bootstrap_servers, Pipeline.of(found).topics, 1)
+    return found
 
 
 @pytest.fixture
@@ -46,6 +73,14 @@ def sent_events(servers: str, users: tuple[int, int], count: int) -> list[dict[s
     found = consumed(servers, "user_activity", lambda messages: sum(m.key() in keys for m in messages) >= count)
     events = [json.loads(message.value() or b"") for message in found if message.key() in keys]
     return sorted(events, key=lambda event: str(event["timestamp"]))
+
+
+def told(settings: Settings) -> list[tuple[bytes, dict[str, object]]]:
+    """Keys and values on the catalog's topic of products, where it has one, in the order they were sent."""
+    servers, topics = settings.kafka_bootstrap_servers, Pipeline.of(settings).topics
+    of_products = [topic for topic, source in topics.items() if source.name == "product_catalog_changes"]
+    found = [m for topic in of_products for m in consumed(servers, topic, lambda messages: len(messages) >= 2)]
+    return [(message.key() or b"", json.loads(message.value() or b"")) for message in found]
 
 
 def test_a_log_becomes_page_views_that_keep_their_distances_and_end_now(
@@ -82,13 +117,25 @@ def test_slower_than_it_happened_would_date_events_ahead_and_is_refused(speed: f
         replay(write(tmp_path, LOG), Settings(state_dir=tmp_path), speed)
 
 
-def test_items_the_catalog_lacks_are_added_on_request(
+def test_items_the_catalog_lacks_are_added_on_request_and_told_where_it_is_read_from(
+    reading: Settings, users: tuple[int, int], tmp_path: Path
+) -> None:
+    seed(reading.postgres_url, [Product("10", "Tea", "food")], [])
+    done = replay(write(tmp_path, LOG.format(*users)), reading, add_missing_items=True, category="found")
+    assert done.items_added == 1
+    assert read_catalog(reading.postgres_url) == [Product("10", "Tea", "food"), Product("20", "Item 20", "found")]
+    assert told(reading) == TOLD[reading.catalog]
+
+
+def test_items_are_not_added_to_a_catalog_that_is_only_read_and_nothing_is_sent(
     settings: Settings, users: tuple[int, int], tmp_path: Path
 ) -> None:
-    seed(settings.postgres_url, [Product("10", "Tea", "food")], [])
-    done = replay(write(tmp_path, LOG.format(*users)), settings, add_missing_items=True, category="found")
-    assert done.items_added == 1
-    assert read_catalog(settings.postgres_url) == [Product("10", "Tea", "food"), Product("20", "Item 20", "found")]
+    from_files = replace(settings, catalog=FILE, catalog_dir=tmp_path)
+    with pytest.raises(SourceError, match=f"put the rows into those in {tmp_path}"):
+        replay(write(tmp_path, LOG.format(*users)), from_files, add_missing_items=True)
+    assert read_catalog(settings.postgres_url) == []
+    servers, keys = settings.kafka_bootstrap_servers, {str(user).encode() for user in users}
+    assert not [m for m in read(servers, "user_activity", spans(servers, "user_activity")) if m.key() in keys]
 
 
 def test_the_command_replays_and_sums_up(settings: Settings, users: tuple[int, int], tmp_path: Path) -> None:
