@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psycopg
 import pytest
 from click.testing import CliRunner
@@ -17,6 +18,7 @@ from recs_platform import resend as resending
 from recs_platform.cli import main
 from recs_platform.commands.dead_letters import shown
 from recs_platform.dead_letters import Choice, groups, letters, origins, recent, share_wanted
+from recs_platform.definitions import defs
 from recs_platform.defs import dead_letters as definitions
 from recs_platform.defs.resources import Platform
 from recs_platform.engines.base import StreamEngine
@@ -61,6 +63,17 @@ def engine(shop: Shop) -> Iterator[StreamEngine]:
     with local(shop) as engine:
         eventually(lambda: count(engine, "dead_letters") == len(BAD) + 1)
         yield engine
+
+
+@pytest.fixture
+def environment(shop: Shop, engine: StreamEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a terminal, or a code server, of the stack has it."""
+    assert isinstance(engine, LocalEngine)
+    for name, value in {
+        "ENGINE_URL": engine.url, "ENGINE_TOKEN": "secret-token", "POSTGRES_URL": shop.postgres, "SQL_DIR": str(shop.settings.sql_dir),
+        "KAFKA_BOOTSTRAP_SERVERS": shop.kafka, "STATE_DIR": str(shop.settings.state_dir),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"RECS_{name}", value)
 
 
 def count(engine: StreamEngine, relation: str) -> int:
@@ -275,13 +288,7 @@ def test_kafka_that_is_away(shop: Shop, engine: StreamEngine) -> None:
         resending._headers("127.0.0.1:1", "nowhere", {})
 
 
-def test_the_command(shop: Shop, engine: StreamEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(engine, LocalEngine)
-    for name, value in {
-        "ENGINE_URL": engine.url, "ENGINE_TOKEN": "secret-token", "POSTGRES_URL": shop.postgres, "SQL_DIR": str(shop.settings.sql_dir),
-        "KAFKA_BOOTSTRAP_SERVERS": shop.kafka, "STATE_DIR": str(shop.settings.state_dir),
-    }.items():  # fmt: skip
-        monkeypatch.setenv(f"RECS_{name}", value)
+def test_the_command(engine: StreamEngine, environment: None) -> None:
     run = CliRunner().invoke
     listed = run(main, ["dead-letters"]).output
     assert "user_id missing or not an integer" in listed
@@ -296,6 +303,27 @@ def test_the_command(shop: Shop, engine: StreamEngine, monkeypatch: pytest.Monke
     assert "2 sent" in done.output
     refused = run(main, ["dead-letters", "replay", "--fix", ".a |"])
     assert (refused.exit_code, "no jq program" in refused.output) == (2, True)
+
+
+def test_the_job_sends_each_once_and_says_how_many(engine: StreamEngine, environment: None) -> None:
+    first, again = (
+        replayed(fix=".user_id = 5", reason="user_id missing or not an integer"),
+        replayed(fix=".user_id = 5"),
+    )
+    assert (first["sent"].value, first["sent before"].value, first["of no use"].value) == (2, 0, 0)
+    assert (again["sent"].value, again["sent before"].value, again["of no use"].value) == (0, 2, 5)
+    assert "- 1 timestamp in the future" in str(again["why"].value)
+    eventually(lambda: users(engine) == [5, 5])
+    with pytest.raises(dg.Failure, match="no jq program"):
+        replayed(fix=".a |")
+
+
+def replayed(**config: object) -> Mapping[str, dg.MetadataValue[Any]]:
+    """What a run of the job tells of itself."""
+    run_config = {"ops": {"replay": {"config": config}}}
+    result = defs().resolve_job_def("replay_dead_letters").execute_in_process(run_config=run_config)
+    [event] = [event for event in result.all_events if event.is_successful_output]
+    return event.step_output_data.metadata
 
 
 def test_a_payload_is_shown_without_harm_to_a_terminal() -> None:
