@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,15 +13,16 @@ import pytest
 from click.testing import CliRunner
 
 from recs_platform.cli import main
+from recs_platform.engines.base import StreamEngine
 from recs_platform.engines.local.client import LocalEngine
 from recs_platform.engines.local.database import Database
 from recs_platform.engines.local.forgetting import user_of
-from recs_platform.engines.risingwave.engine import RisingWaveEngine
-from recs_platform.errors import EngineError, RecsError
-from recs_platform.forget import FILES, KAFKA, forget, traces
+from recs_platform.errors import EngineError
+from recs_platform.forget import KAFKA, Traces, forget, traces
 from recs_platform.forget import _is_of as _is_of_user
+from recs_platform.forget import _traces as _but_in_kafka
 from recs_platform.pipeline import Pipeline
-from recs_platform.settings import DEBEZIUM, FILE, UPSERTS, Settings
+from recs_platform.settings import DEBEZIUM, FILE, RISINGWAVE, UPSERTS, Settings
 from recs_platform_tests.oracle import Message
 from recs_platform_tests.shop_floor import Shop, assert_documents_are_right, eventually
 from recs_platform_tests.test_contract import local
@@ -65,9 +66,16 @@ def act(shop: Shop, user: int) -> None:
         for p in PRODUCTS[:2]])  # fmt: skip
 
 
-def counted(settings: Settings, user: int) -> dict[tuple[str, str], int]:
+def environment(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    for field in Settings.__dataclass_fields__.values():
+        monkeypatch.setenv(field.metadata["variable"], str(getattr(settings, field.name)))
+
+
+def counted(
+    settings: Settings, user: int, where: Callable[[Settings, StreamEngine, Pipeline, int], Traces] = traces
+) -> dict[tuple[str, str], int]:
     with LocalEngine(settings) as engine:
-        return dict(traces(settings, engine, Pipeline.load(settings.sql_dir), user))
+        return dict(where(settings, engine, Pipeline.load(settings.sql_dir), user))
 
 
 def test_nothing_is_left_anywhere_but_in_kafka_and_nobody_else_is_touched(shop: tuple[Shop, Settings]) -> None:
@@ -110,8 +118,7 @@ def test_the_command_shows_each_store_and_asks_first(
     shop: tuple[Shop, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, settings = shop
-    for field in Settings.__dataclass_fields__.values():
-        monkeypatch.setenv(field.metadata["variable"], str(getattr(settings, field.name)))
+    environment(monkeypatch, settings)
     assert CliRunner().invoke(main, ["forget", str(GONE)], input="n\n").exit_code == 1
     assert counted(settings, GONE)["PostgreSQL", "public.customers"] == 1
     done = CliRunner().invoke(main, ["forget", str(GONE), "--yes"])
@@ -146,7 +153,12 @@ def test_a_customer_that_came_through_a_topic_goes_and_is_refused(
 
 
 def test_a_customer_in_a_file_is_not_read_again_and_the_file_is_named(
-    tmp_path: Path, kafka_servers: str, postgres_url: str, redis_url: str, topic_prefix: str
+    tmp_path: Path,
+    kafka_servers: str,
+    postgres_url: str,
+    redis_url: str,
+    topic_prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     floor = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix, FILE)
     for user in (GONE, STAYS):
@@ -156,14 +168,17 @@ def test_a_customer_in_a_file_is_not_read_again_and_the_file_is_named(
         settings = replace(floor.settings, engine_url=engine.url, engine_token="secret-token")
         customers = "SELECT user_id FROM customers ORDER BY user_id"
         eventually(lambda: engine.query(customers).num_rows == 2)
-        report = forget(settings, GONE)
-        assert report.left == [(FILES, str(settings.catalog_dir / "customers.csv"))]
+        environment(monkeypatch, settings)
+        told = CliRunner().invoke(main, ["forget", str(GONE), "--yes"])
+        assert (told.exit_code, "Something is left." in told.output) == (1, True), told.output
+        path = settings.catalog_dir / "customers.csv"
+        assert f"the shopper's line out of {path}:".replace(" ", "") in "".join(told.output.split())
         assert engine.query(customers).column("user_id").to_pylist() == [STAYS]
         floor.sql("UPDATE customers SET country = 'FR' WHERE user_id IN (%s, %s)", GONE, STAYS)
         eventually(lambda: engine.query("SELECT 1 FROM customers WHERE country = 'FR'").num_rows == 1)
         assert engine.query(customers).column("user_id").to_pylist() == [STAYS]
         floor.sql("DELETE FROM customers WHERE user_id = %s", GONE)
-        assert not forget(settings, GONE).left
+        assert CliRunner().invoke(main, ["forget", str(GONE), "--yes"]).exit_code == 0
     floor.close()
 
 
@@ -203,14 +218,13 @@ def is_whose(text: str, names: bool) -> None:
 
 
 def test_an_engine_that_cannot_says_why_and_nothing_is_deleted(shop: tuple[Shop, Settings]) -> None:
+    """A PostgreSQL stands for the RisingWave, of which nothing is asked."""
     floor, settings = shop
-    elsewhere = replace(settings, engine="risingwave", risingwave_url="postgresql://root@127.0.0.1:1/dev")
-    with pytest.raises(RecsError):
+    before = counted(settings, GONE, _but_in_kafka)
+    elsewhere = replace(settings, engine=RISINGWAVE, risingwave_url=floor.postgres)
+    with pytest.raises(EngineError, match="a RisingWave cannot forget one shopper: let the messages leave the topics"):
         forget(elsewhere, GONE)
-    with pytest.raises(EngineError, match="a RisingWave cannot forget one shopper"):
-        RisingWaveEngine.forget(object(), GONE)  # type: ignore[arg-type]  # nothing of it is asked
-    assert counted(settings, GONE)["PostgreSQL", "public.customers"] == 1
-    floor.sql("SELECT 1")
+    assert counted(settings, GONE, _but_in_kafka) == before
 
 
 def _with_number(message: Message) -> Message:
