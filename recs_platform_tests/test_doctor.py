@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +16,15 @@ import redis
 
 from recs_platform.catalog import ensure_catalog
 from recs_platform.doctor import Diagnosis, Verdict, diagnose
-from recs_platform.settings import Settings
+from recs_platform.engines.local.client import LocalEngine
+from recs_platform.settings import CDC, Settings
+from recs_platform.stack.postgres import Cluster, cluster, postgres
+from recs_platform.stack.process import running
 from recs_platform.stack.service import free_port
+from recs_platform.topics import ensure_topics
+from recs_platform_tests.conftest import FAST_POSTGRES
+from recs_platform_tests.shop_floor import Shop, own_topics
+from recs_platform_tests.test_contract import local
 
 
 @pytest.fixture
@@ -43,6 +53,16 @@ def test_a_disk_that_is_nearly_full_is_ill(settings: Settings, monkeypatch: pyte
     assert not ill("disk", settings)
     monkeypatch.setattr("recs_platform.doctor.DISK_BYTES", 1 << 60)
     assert "make room" in ill("disk", settings)[0][1]
+
+
+def test_a_state_directory_that_cannot_be_written_to_is_ill(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write everywhere, so it is only said."""
+    monkeypatch.setattr("os.access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    assert ill("disk", replace(settings, state_dir=tmp_path / "of" / "ours")) == [
+        (f"{tmp_path} cannot be written to", "set RECS_STATE_DIR to another directory")
+    ]
 
 
 def test_more_memory_than_there_is_is_a_warning(settings: Settings) -> None:
@@ -139,7 +159,111 @@ def test_a_clock_that_is_wrong_is_ill(settings: Settings, redis_url: str, monkey
     assert "set the clocks by NTP" in ill("Redis", replace(settings, redis_url=redis_url))[0][1]
 
 
-def test_topics_are_named_with_their_partitions(settings: Settings, kafka_servers: str) -> None:
-    found = of("Kafka", replace(settings, kafka_bootstrap_servers=kafka_servers))
-    assert found[0].verdict is Verdict.WELL
-    assert {d.verdict for d in found} <= {Verdict.WELL, Verdict.WARNING}
+def test_topics_are_named_with_their_partitions_and_those_that_are_missing_too(
+    settings: Settings, kafka_servers: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    there = replace(settings, kafka_bootstrap_servers=kafka_servers, sql_dir=own_topics(tmp_path, topic_prefix, CDC))
+    assert of("Kafka", there)[0].words == f"at {kafka_servers}: no topics of ours yet"
+    ensure_topics(kafka_servers, [f"{topic_prefix}purchases"], 3)
+    found = [(d.verdict, d.words) for d in of("Kafka", there)]
+    assert found[0] == (Verdict.WELL, f"at {kafka_servers}: {topic_prefix}purchases (3 partitions)")
+    assert set(found[1:]) == {
+        (Verdict.WARNING, f"there is no topic {topic_prefix}{name}") for name in ("user_activity", "recs_canary")
+    }
+
+
+# -- the slot in PostgreSQL -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A PostgreSQL whose settings a test may choose."""
+    found = cluster(tmp_path_factory.mktemp("postgres"))
+    yield found
+    shutil.rmtree(found.home)
+
+
+@contextmanager
+def postgres_with(found: Cluster, logs: Path, **options: object) -> Iterator[str]:
+    """It runs with the catalog's tables, and these settings of the server."""
+    port = free_port()
+    service = postgres(found, port, (*FAST_POSTGRES, *(f"{name}={value}" for name, value in options.items())))
+    with running(service, logs):
+        ensure_catalog(service.url)
+        yield service.url
+
+
+def test_a_postgres_that_is_not_set_up_for_replication_is_told_what_to_set(
+    settings: Settings, own_cluster: Cluster, tmp_path: Path
+) -> None:
+    bare = {"wal_level": "replica", "max_slot_wal_keep_size": -1, "max_replication_slots": 1}
+    with postgres_with(own_cluster, tmp_path, **bare) as url, psycopg.connect(url, autocommit=True) as admin:
+        admin.execute("SELECT pg_create_physical_replication_slot('of_another')")
+        found = of("PostgreSQL", replace(settings, postgres_url=url))
+        admin.execute("SELECT pg_drop_replication_slot('of_another')")
+    assert [(d.words, d.remedy.partition(":")[0]) for d in found if d.verdict is not Verdict.WELL] == [
+        ("wal_level is replica", "set wal_level = logical and restart it"),
+        ("it keeps its log for a slot without a bound", "set max_slot_wal_keep_size, such as 2GB"),
+        ("all its replication slots are taken", "raise max_replication_slots, or drop one"),
+    ]
+
+
+def test_a_slot_that_postgres_has_given_up_is_named_with_who_makes_another(
+    settings: Settings, own_cluster: Cluster, tmp_path: Path
+) -> None:
+    with (
+        postgres_with(own_cluster, tmp_path, max_slot_wal_keep_size="1MB", max_replication_slots=1) as url,
+        psycopg.connect(url, autocommit=True) as admin,
+    ):
+        there = replace(settings, postgres_url=url)
+        admin.execute("SELECT pg_create_physical_replication_slot(%s, true)", [settings.replication_slot])
+        assert not ill("PostgreSQL", there), "that the only slot is taken is no trouble: it is the engine's"
+        for _ in range(3):
+            admin.execute("SELECT pg_logical_emit_message(false, 'a', 'b'), pg_switch_wal()")
+        admin.execute("CHECKPOINT")
+        assert ill("PostgreSQL", there) == [
+            (f"it has given up the slot {settings.replication_slot}", "the engine makes another when it runs")
+        ]
+        admin.execute("SELECT pg_drop_replication_slot(%s)", [settings.replication_slot])
+
+
+# -- the engine -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(
+    tmp_path: Path, kafka_servers: str, postgres_url: str, redis_url: str, topic_prefix: str
+) -> Iterator[Settings]:
+    """A shop whose engine runs."""
+    shop = Shop(tmp_path, kafka_servers, postgres_url, redis_url, topic_prefix)
+    with local(shop) as engine:
+        assert isinstance(engine, LocalEngine)
+        yield replace(shop.settings, engine_url=engine.url, engine_token="secret-token")
+    shop.close()
+
+
+def told(found: list[Diagnosis], thing: str) -> list[tuple[Verdict, str]]:
+    return [(d.verdict, d.words) for d in found if d.thing == thing]
+
+
+def test_an_engine_is_well_while_it_has_deployed_what_the_files_say_and_canaries_arrive(served: Settings) -> None:
+    well = list(diagnose(served, {}))
+    assert not [d for d in well if d.verdict is Verdict.ILL and d.thing != "disk"]
+    [(verdict, words)] = told(well, "the engine")
+    assert (verdict, words.partition("deployed, ")[2]) == (Verdict.WELL, "7 of them sinks")
+    assert [(verdict, words.partition(" took ")[0]) for verdict, words in told(well, "the path")] == [
+        (Verdict.WELL, "a message"),
+        (Verdict.WELL, "a row"),
+    ]
+    view = served.sql_dir / "trending_products.sql"
+    view.write_text(view.read_text().replace("rank <= 10", "rank <= 8"))
+    differs = (Verdict.WARNING, "what is deployed is not what sql/ says")
+    assert told(list(diagnose(served, {})), "the engine") == [(verdict, words), differs]
+
+
+def test_canaries_that_do_not_arrive_are_ill_while_the_engine_answers(served: Settings) -> None:
+    found = list(diagnose(replace(served, redis_url=f"redis://:s3cret@127.0.0.1:{free_port()}/0"), {}))
+    assert [verdict for verdict, _ in told(found, "the engine")] == [Verdict.WELL]
+    lost = told(found, "the path")
+    assert [verdict for verdict, _ in lost] == [Verdict.ILL] * 2
+    assert all("did not come to Redis: Redis at redis://:***@127.0.0.1" in words for _, words in lost)
