@@ -10,6 +10,7 @@ from recs_platform.defs import (
     dead_letters,
     deploying,
     event_drift,
+    files,
     health,
     observe,
     repairs,
@@ -18,7 +19,20 @@ from recs_platform.defs import (
     stream,
 )
 
-FACES = (resources, stream, deploying, observe, health, canary, catalog, event_drift, dead_letters, repairs, retention)
+FACES = (
+    resources,
+    stream,
+    deploying,
+    files,
+    observe,
+    health,
+    canary,
+    catalog,
+    event_drift,
+    dead_letters,
+    repairs,
+    retention,
+)
 
 
 @dg.definitions

@@ -166,9 +166,14 @@ class Pipeline:
         return _built(files)
 
     @classmethod
+    def of_files(cls, files: Iterable[tuple[Path, str]]) -> Pipeline:
+        """Of files with what was in them. Raises what `load` raises."""
+        return _built(tuple(files))
+
+    @classmethod
     def of_relations(cls, relations: Iterable[Relation]) -> Pipeline:
         """Of files that were read before, maybe at different times. Raises what `load` raises."""
-        return _built(tuple((relation.path, relation.text) for relation in relations))
+        return cls.of_files((relation.path, relation.text) for relation in relations)
 
     @classmethod
     def of_texts(cls, texts: Mapping[str, str]) -> Pipeline:

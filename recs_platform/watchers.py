@@ -11,6 +11,7 @@ from urllib.request import Request
 from recs_platform import http_ask
 
 SECONDS = 5.0
+RELOAD_SECONDS = 30.0
 WEB_SERVER = "web server"
 EVERY = 30.0  # seconds between two signs of what has no interval of its own
 PATIENCE, AT_LEAST = 3.0, 120.0  # intervals that a sensor may miss, and seconds that anything may
@@ -52,11 +53,27 @@ def web_server(answered_at: float | None, dagster_url: str) -> Watcher:
     return Watcher(WEB_SERVER, EVERY, answered_at, f"does not answer at {dagster_url}: look at dagster-webserver's log")
 
 
-def graphql(dagster_url: str, query: str) -> dict[str, Any]:
+def versions_shown(dagster_url: str) -> dict[str, str]:
+    """Asset → the version of its SQL, as the web server has loaded it. Raises what `graphql` raises."""
+    nodes = graphql(dagster_url, "{ assetNodes { assetKey { path } opVersion } }")["assetNodes"]
+    return {"/".join(node["assetKey"]["path"]): node["opVersion"] for node in nodes if node["opVersion"]}
+
+
+def reload_code(dagster_url: str) -> None:
+    """Has the web server load all its code anew. Raises what `graphql` raises."""
+    locations = graphql(
+        dagster_url, "{ repositoriesOrError { ... on RepositoryConnection { nodes { location { name } } } } }"
+    )
+    for name in {node["location"]["name"] for node in locations["repositoriesOrError"].get("nodes", ())}:
+        order = f"mutation {{ reloadRepositoryLocation(repositoryLocationName: {json.dumps(name)}) {{ __typename }} }}"
+        graphql(dagster_url, order, RELOAD_SECONDS)
+
+
+def graphql(dagster_url: str, query: str, seconds: float = SECONDS) -> dict[str, Any]:
     """What Dagster's web server says. Raises `OSError` where it does not answer, `ValueError` or `KeyError` where it is none."""
     question = json.dumps({"query": query}).encode()
     request = Request(f"{dagster_url}/graphql", question, {"Content-Type": "application/json"})
-    with http_ask.ask(request, SECONDS) as answer:
+    with http_ask.ask(request, seconds) as answer:
         data: dict[str, Any] = json.load(answer)["data"]
         return data
 

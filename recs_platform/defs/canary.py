@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from recs_platform.canary import Flight, fly, remember
-from recs_platform.defs.resources import Platform
+from recs_platform.defs.resources import Platform, pipeline_now
 from recs_platform.defs.verdict import News, Verdict
 from recs_platform.errors import RecsError
 from recs_platform.health import State
@@ -25,7 +25,7 @@ SINKS = ("canary_sink", "heartbeat_sink")
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    pipeline = Pipeline.of(Settings.load())
+    pipeline = pipeline_now()
     sinks = [name for name in SINKS if name in pipeline.relations]
     if not sinks:
         return dg.Definitions()

@@ -10,14 +10,13 @@ import dagster as dg
 from recs_platform import repairs
 from recs_platform.catalog_watch import Memory, look
 from recs_platform.defs.incidents import built_since, failed, requests
-from recs_platform.defs.resources import Platform
+from recs_platform.defs.resources import Platform, pipeline_now
 from recs_platform.defs.stream import REBUILD, held_back
 from recs_platform.defs.verdict import News, Verdict, parts
 from recs_platform.errors import RecsError
 from recs_platform.pipeline import Pipeline
 from recs_platform.readings import is_lost, of_catalog
 from recs_platform.schema import CatalogColumn, Drift, copies, drifts, read_columns
-from recs_platform.settings import Settings
 
 EVERY, SLOT_EVERY = 30, 60  # seconds between looks
 AT_LEAST_EVERY = 3600  # seconds between evaluations that say the same
@@ -31,7 +30,7 @@ NEXT = (
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    pipeline = Pipeline.of(Settings.load())
+    pipeline = pipeline_now()
     if not copies(pipeline):  # the catalog comes from topics or files
         return dg.Definitions()
     return dg.Definitions(asset_checks=[checks(pipeline)], sensors=[watcher(pipeline), slot_health(pipeline)])

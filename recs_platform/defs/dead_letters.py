@@ -8,13 +8,12 @@ from typing import Any
 import dagster as dg
 
 from recs_platform.dead_letters import MOST_REASONS, Recent, kept_of, recent, share_wanted
-from recs_platform.defs.resources import Platform
+from recs_platform.defs.resources import Platform, pipeline_now
 from recs_platform.defs.verdict import News, Verdict
 from recs_platform.engines.status import Status
 from recs_platform.errors import RecsError
 from recs_platform.pipeline import Pipeline
 from recs_platform.readings import gap_in_words
-from recs_platform.settings import Settings
 
 EVERY = 60  # seconds between looks
 AT_LEAST_EVERY = 3600  # seconds between evaluations that say the same
@@ -25,7 +24,7 @@ LETTERS, GAPS = "dead_letters", "messages_lost"
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    pipeline = Pipeline.of(Settings.load())
+    pipeline = pipeline_now()
     return dg.Definitions(asset_checks=[letter_checks(pipeline), gap_checks(pipeline)], sensors=[watcher(pipeline)])
 
 

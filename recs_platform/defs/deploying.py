@@ -6,11 +6,10 @@ import dagster as dg
 
 from recs_platform import repairs
 from recs_platform.defs.incidents import failed
-from recs_platform.defs.resources import Platform
+from recs_platform.defs.resources import Platform, pipeline_now
 from recs_platform.defs.stream import DEPLOY, JOBS, SENSOR_SECONDS, refusal
 from recs_platform.errors import RecsError
 from recs_platform.pipeline import Pipeline
-from recs_platform.settings import Settings
 
 EVERY = 30  # seconds between looks
 UNDER_WAY = [
@@ -21,7 +20,7 @@ UNDER_WAY = [
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    return dg.Definitions(sensors=[deploy_when_changed(Pipeline.of(Settings.load()))])
+    return dg.Definitions(sensors=[deploy_when_changed(pipeline_now())])
 
 
 def deploy_when_changed(pipeline: Pipeline) -> dg.SensorDefinition:

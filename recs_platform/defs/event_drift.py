@@ -7,12 +7,11 @@ from typing import Any
 
 import dagster as dg
 
-from recs_platform.defs.resources import Platform
+from recs_platform.defs.resources import Platform, pipeline_now
 from recs_platform.defs.verdict import News, Verdict, parts
 from recs_platform.errors import RecsError
 from recs_platform.event_drift import FieldDrift, drifts, fields_read, learned, profile, sample
 from recs_platform.pipeline import Pipeline, Relation
-from recs_platform.settings import Settings
 
 EVERY = 60  # seconds between looks
 AT_LEAST_EVERY = 3600  # seconds between evaluations that say the same
@@ -21,7 +20,7 @@ CHECK = "event_drift"
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    pipeline = Pipeline.of(Settings.load())
+    pipeline = pipeline_now()
     return dg.Definitions(asset_checks=[checks(pipeline)], sensors=[watcher(pipeline)])
 
 

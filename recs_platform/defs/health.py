@@ -12,7 +12,7 @@ import dagster as dg
 from recs_platform import repairs
 from recs_platform.audit import NOTHING, Audit, audit
 from recs_platform.defs.incidents import failed, requests
-from recs_platform.defs.resources import Platform
+from recs_platform.defs.resources import Platform, pipeline_now
 from recs_platform.defs.stream import RESYNC, held_back
 from recs_platform.defs.verdict import News, Verdict, parts
 from recs_platform.engines.status import BACKLOG, Status
@@ -21,7 +21,6 @@ from recs_platform.health import FRESHNESS_SECONDS, Finding, State
 from recs_platform.lineage import label
 from recs_platform.monitor import Report, look_and_remember
 from recs_platform.pipeline import Kind, Pipeline
-from recs_platform.settings import Settings
 
 FRESHNESS, IN_REDIS = "freshness", "in_redis"
 VIEWS_EVERY, SINKS_EVERY = 30, 60  # seconds between looks
@@ -36,7 +35,7 @@ Keys = Mapping[str, Sequence[str]]
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    pipeline = Pipeline.of(Settings.load())
+    pipeline = pipeline_now()
     both = [freshness_checks(pipeline), redis_checks(pipeline)]
     job = dg.define_asset_job(
         "freshness_check",

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dagster as dg
 
-from recs_platform.defs.resources import Platform
+from recs_platform.defs.resources import Platform, pipeline_now
 from recs_platform.defs.specs import reading_metadata
 from recs_platform.lineage import Key, Lineage
 from recs_platform.monitor import read_all
 from recs_platform.pipeline import Pipeline
 from recs_platform.readings import Journal
-from recs_platform.settings import Settings
 
 EVERY = 30  # seconds between looks
 
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    pipeline = Pipeline.of(Settings.load())
+    pipeline = pipeline_now()
     return dg.Definitions(sensors=[observer(pipeline, [node.key for node in Lineage.of(pipeline)])])
 
 

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from recs_platform import last_files
 from recs_platform.engines import connect
 from recs_platform.engines.base import StreamEngine
+from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings
 
 
@@ -24,6 +26,11 @@ class Platform:
         """The stream engine. Raises `SettingsError` when none is known; `timeout` is in seconds, per call."""
         with connect(self.settings(), timeout) as engine:
             yield engine
+
+
+def pipeline_now() -> Pipeline:
+    """The files of `sql/`; while one of them is wrong, as they could be read last, so that all that watches goes on."""
+    return last_files.load(Settings.load()).pipeline
 
 
 @dg.definitions

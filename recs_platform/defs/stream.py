@@ -8,7 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from recs_platform.changes import changes
-from recs_platform.defs.resources import Platform
+from recs_platform.defs.resources import Platform, pipeline_now
 from recs_platform.defs.specs import asset_spec, reading_metadata
 from recs_platform.engines.base import StreamEngine
 from recs_platform.errors import EngineBusy, EngineUnavailable, RecsError, SourceError, StoreUnavailable
@@ -36,9 +36,8 @@ class Deploy(dg.Config):
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    settings = Settings.load()
-    pipeline = Pipeline.of(settings)
-    lineage = Lineage.of(pipeline, settings.engine)
+    pipeline = pipeline_now()
+    lineage = Lineage.of(pipeline, Settings.load().engine)
     outside = [asset_spec(node, lineage) for node in lineage if node.relation is None]
     return dg.Definitions(
         assets=[*outside, deployment(pipeline, lineage)],
