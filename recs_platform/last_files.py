@@ -41,7 +41,7 @@ def load(settings: Settings) -> LastFiles:
 def _keep(settings: Settings, pipeline: Pipeline) -> None:
     path = settings.state_dir / KEPT
     text = json.dumps({"of": _of(settings), "files": [[str(r.path), r.text] for r in pipeline]})
-    if path.parent.is_dir() and not (path.exists() and path.read_text() == text):
+    if not (path.exists() and path.read_text() == text):
         keep_whole(path, text)
 
 

@@ -18,7 +18,8 @@ from recs_platform.lineage import Key, label
 from recs_platform.monitor import Report
 
 HELP: Mapping[str, str] = {
-    "look_failed": "1 where nothing could be looked at, for a setting or a file of sql/ is wrong; 0 otherwise",
+    "look_failed": "1 where nothing could be looked at, for a setting is wrong, or files of sql/ that never could be read; 0 otherwise",
+    "files_wrong": "1 where a file of sql/ cannot be read, so that nothing is deployed; 0 otherwise",
     "lag_messages": "Messages that were sent and are not taken in",
     "lag_seconds": "At most how old the oldest message is that is not taken in",
     "dead_letters": "Messages of the last five minutes that could not be used",
@@ -84,7 +85,8 @@ def families(report: Report) -> Iterator[Metric]:
     )
     for watcher in report.watchers:
         watchers.add_metric([watcher.name], watcher.seen_at or 0.0)
-    yield from (well, state, since, watchers)
+    wrong = GaugeMetricFamily("recs_files_wrong", HELP["files_wrong"], float(bool(report.files_problem)))
+    yield from (well, state, since, watchers, wrong)
 
 
 def _in_seconds(name: str, number: float) -> tuple[str, float]:

@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from threading import Lock
 
-from recs_platform import canary
+from recs_platform import canary, last_files
 from recs_platform.dead_letters import kept_of, recent, share_wanted
 from recs_platform.engines import connect
 from recs_platform.engines.status import Status
@@ -42,7 +42,8 @@ class Report:
     """What was found at one moment, in seconds since 1970: a finding and mostly a reading of each box.
 
     `engine` is what the engine said of itself (`StreamEngine.status`), nothing where it did not answer. Where a `Watch` looked:
-    `watchers`, Dagster's, where that runs here, and what is `wanted` of boxes, named as what is measured of them.
+    `watchers`, Dagster's, where that runs here, and what is `wanted` of boxes, named as what is measured of them;
+    `files_problem`: which file of `sql/` cannot be read, so that boxes are those of the files before.
     """
 
     at: float
@@ -51,6 +52,7 @@ class Report:
     engine: Status = field(default_factory=Status)
     watchers: tuple[Watcher, ...] = ()
     wanted: tuple[Reading, ...] = ()
+    files_problem: str = ""
 
     @property
     def late_watchers(self) -> list[Watcher]:
@@ -202,7 +204,7 @@ class Watch:
         self._lock = Lock()
 
     def report(self) -> Report:
-        """Raises `SettingsError` and `PipelineError`; a part that is away is in the report."""
+        """Raises `SettingsError`, and `PipelineError` for files that never could be read; a part that is away is in the report."""
         with self._lock:
             if self._last is None or not 0 <= self._clock() - self._last.at < AT_MOST_EVERY:
                 self._last = self._look()
@@ -210,9 +212,14 @@ class Watch:
 
     def _look(self) -> Report:
         settings = self._settings()
-        pipeline = Pipeline.of(settings)
-        report = look_and_remember(settings, pipeline, WATCH_SECONDS)
-        return replace(report, watchers=self._watching(settings, report.at), wanted=tuple(_wanted(pipeline)))
+        files = last_files.load(settings)
+        report = look_and_remember(settings, files.pipeline, WATCH_SECONDS)
+        return replace(
+            report,
+            watchers=self._watching(settings, report.at),
+            wanted=tuple(_wanted(files.pipeline)),
+            files_problem=str(files.problem or ""),
+        )
 
     def _watching(self, settings: Settings, now: float) -> tuple[Watcher, ...]:
         """Asked now and then: what is asked costs the web server more than all else here. Where it does not answer, those that

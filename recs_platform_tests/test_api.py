@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -21,7 +22,8 @@ from starlette.testclient import TestClient
 from recs_platform.awaiting import wait_until
 from recs_platform.errors import SettingsError
 from recs_platform.health import Finding, State
-from recs_platform.monitor import Report, Watch
+from recs_platform.last_files import KEPT
+from recs_platform.monitor import AT_MOST_EVERY, Report, Watch
 from recs_platform.readings import Reading
 from recs_platform.serving.api import Api, checked_host
 from recs_platform.settings import Settings
@@ -219,18 +221,23 @@ def test_prometheus_gets_every_number_in_base_units(settings: Settings) -> None:
     assert found['recs_api_request_seconds_count{path="/recommendations/{user_id}"}'] == 1
 
 
-def test_a_broken_file_of_the_pipeline_costs_prometheus_the_boxes_and_not_the_requests(
+def test_while_a_file_of_the_pipeline_is_broken_boxes_are_those_of_the_files_before(
     settings: Settings, tmp_path: Path
 ) -> None:
-    sql_dir = sql_copy(tmp_path / "sql")
-    watch = Watch(lambda: replace(settings, state_dir=tmp_path / "state", sql_dir=sql_dir), lambda: 0.0)
+    sql_dir, looks = sql_copy(tmp_path / "sql"), itertools.count(0.0, AT_MOST_EVERY)  # no answer is kept
+    watch = Watch(lambda: replace(settings, state_dir=tmp_path / "state", sql_dir=sql_dir), lambda: next(looks))
     with TestClient(Api(settings, watch).application()) as client:
         client.get("/recommendations/abc")
-        assert samples(client.get("/metrics").text)["recs_look_failed{}"] == 0
+        before = samples(client.get("/metrics").text)
+        assert (before["recs_look_failed{}"], before["recs_files_wrong{}"]) == (0, 0)
         (sql_dir / "products_sink.sql").write_text("CREATE SINK")
-        assert client.get("/healthz").status_code == 503
         found = samples(client.get("/metrics").text)
-    assert found["recs_look_failed{}"] == 1
+        (tmp_path / "state" / KEPT).unlink()
+        assert client.get("/healthz").status_code == 503
+        nothing = samples(client.get("/metrics").text)
+    assert (found["recs_look_failed{}"], found["recs_files_wrong{}"]) == (0, 1)
+    assert {name for name in found if name.startswith("recs_well")} == {n for n in before if n.startswith("recs_well")}
+    assert nothing["recs_look_failed{}"] == 1, "where none of them is known"
     assert found['recs_api_requests_total{path="/recommendations/{user_id}",status="400"}'] == 1
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from recs_platform.audit import audit as audited
 from recs_platform.catalog import ensure_catalog
 from recs_platform.cli import main
 from recs_platform.definitions import defs
-from recs_platform.defs import catalog, deploying, health, stream
+from recs_platform.defs import catalog, deploying, files, health, stream
 from recs_platform.defs.incidents import failed
 from recs_platform.defs.observe import observer
 from recs_platform.defs.resources import Platform
@@ -33,7 +34,7 @@ from recs_platform.engines import connect
 from recs_platform.engines.local.client import LocalEngine
 from recs_platform.engines.risingwave.engine import CAPABILITIES
 from recs_platform.engines.status import BACKLOG, PartitionStatus
-from recs_platform.errors import EngineBusy, EngineError, SourceError
+from recs_platform.errors import EngineBusy, EngineError, PipelineError, SourceError
 from recs_platform.health import Finding, State
 from recs_platform.lineage import Lineage
 from recs_platform.monitor import Report
@@ -45,6 +46,7 @@ from recs_platform.settings import LOCAL, RISINGWAVE, Settings, default_sql_dir
 from recs_platform.stack.service import free_port
 from recs_platform_tests.sensing import evaluations, ticked
 from recs_platform_tests.shop_floor import Shop, eventually
+from recs_platform_tests.sql_copies import sql_copy
 from recs_platform_tests.test_contract import local
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "asset_graph.json"
@@ -161,6 +163,61 @@ def test_no_secret_is_in_the_definitions(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("RECS_REDIS_URL", "redis://:hunter2@cache/0")
     monkeypatch.setenv("RECS_ENGINE_TOKEN", "hunter2")
     assert "hunter2" not in str(list(specs(loaded()).values()))
+
+
+# -- a file that is wrong ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sql_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files that have been loaded once."""
+    directory = sql_copy(tmp_path / "sql")
+    monkeypatch.setenv("RECS_SQL_DIR", str(directory))
+    loaded()
+    return directory
+
+
+def test_while_a_file_is_wrong_all_that_watches_stays_loaded(sql_dir: Path) -> None:
+    before = asset_graph()
+    (sql_dir / "trending_products.sql").write_text("CREATE MATERIALIZED VIEW trending_products AS SELEKT 1;")
+    assert asset_graph() == before
+    assert {"view_freshness", "sink_health"} <= {sensor.name for sensor in loaded().sensors or ()}
+
+
+def test_files_that_never_could_be_read_are_refused(
+    sql_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (sql_dir / "trending_products.sql").write_text("SELEKT")
+    monkeypatch.setenv("RECS_SQL_DIR", str(shutil.copytree(sql_dir, tmp_path / "others")))
+    with pytest.raises(PipelineError, match=r"others/trending_products.sql:1"):
+        loaded()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "boxes"),
+    [
+        ("trending_products", "CREATE MATERIALIZED VIEW trending_products AS SELEKT 1;", {"trending_products"}),
+        ("extra", "CREATE VIEW extra AS SELECT x FROM user_seen JOIN nowhere USING (user_id);", {"user_seen"}),
+        ("extra", "SELEKT", {sink.name for sink in Pipeline.load(default_sql_dir()).of_kind(Kind.SINK)}),
+    ],
+)
+def test_the_check_of_a_file_that_is_wrong_fails_until_it_is_right(
+    sql_dir: Path, file: str, text: str, boxes: set[str]
+) -> None:
+    sensor = files.watcher(Pipeline.load(sql_dir))
+    first = ticked(sensor)
+    assert all(evaluation.passed for evaluation in evaluations(first).values())
+    path = sql_dir / f"{file}.sql"
+    right = path.read_text() if path.exists() else None
+    path.write_text(text)
+    second = ticked(sensor, first.cursor)
+    assert {asset for asset, evaluation in evaluations(second).items() if not evaluation.passed} == boxes
+    words = {str(evaluation.description) for evaluation in evaluations(second).values()}
+    assert all(f"{file}.sql:1: " in told and "nothing is deployed until" in told for told in words)
+    assert not ticked(sensor, second.cursor).asset_events, "nothing is news"
+    path.write_text(right) if right else path.unlink()
+    third = evaluations(ticked(sensor, second.cursor))
+    assert {asset for asset, evaluation in third.items() if evaluation.passed} == boxes
 
 
 # -- with an engine ---------------------------------------------------------------------------------------------------

@@ -53,7 +53,8 @@ class Seen:
         problems = self.report.engine.get("problems") if self.report else None
         has_room = self.free is None or self.free >= DISK_BYTES
         watched = not (self.report and self.report.late_watchers)
-        return parts_are and boxes_are and watched and has_room and not problems
+        files_are = not (self.report and self.report.files_problem)
+        return parts_are and boxes_are and files_are and watched and has_room and not problems
 
 
 @click.command()
@@ -130,6 +131,7 @@ def _as_json(seen: Seen) -> dict[str, Any]:
     if seen.report:
         found["engine"] = dict(seen.report.engine)
         found["watchers"] = [asdict(watcher) for watcher in seen.report.watchers]
+        found["files_problem"] = seen.report.files_problem
         found["boxes"] = [_box(finding) for finding in seen.report.findings]
     return found
 
@@ -155,6 +157,7 @@ def _shown(seen: Seen) -> RenderableType:
             *_letters(seen.report),
             *_gaps(seen.report),
             *_watchers(seen.report),
+            *_files(seen.report),
             *_boxes(seen.report),
         ]
     if seen.free is not None and seen.free < DISK_BYTES:
@@ -246,6 +249,12 @@ def _watchers(report: Report) -> Iterator[Text]:
         seen = _ago(report.at - watcher.seen_at) + " ago" if watcher.seen_at else "never"
         words = watcher.problem or f"was last seen {seen}: look at dagster-daemon's log"
         yield Text(f"watchers: {watcher.name} {words}", "red")
+
+
+def _files(report: Report) -> Iterator[Text]:
+    if report.files_problem:
+        words = f"{report.files_problem}: nothing is deployed until it can be read, and what is goes on"
+        yield Text(f"files: {words}", "red")
 
 
 def _boxes(report: Report) -> Iterator[RenderableType]:
