@@ -8,6 +8,7 @@ from recs_platform.defs import (
     canary,
     catalog,
     dead_letters,
+    dead_runs,
     deploying,
     event_drift,
     files,
@@ -31,6 +32,7 @@ FACES = (
     event_drift,
     dead_letters,
     repairs,
+    dead_runs,
     retention,
 )
 

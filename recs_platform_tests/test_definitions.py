@@ -8,18 +8,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import dagster as dg
 import psycopg
 import pytest
 from click.testing import CliRunner
+from dagster._core.events import EngineEventData
 
 from recs_platform import repairs
 from recs_platform.audit import audit as audited
@@ -27,6 +31,7 @@ from recs_platform.catalog import ensure_catalog
 from recs_platform.cli import main
 from recs_platform.definitions import defs
 from recs_platform.defs import catalog, deploying, files, health, stream
+from recs_platform.defs.dead_runs import give_up_dead
 from recs_platform.defs.incidents import failed
 from recs_platform.defs.observe import observer
 from recs_platform.defs.resources import Platform
@@ -932,6 +937,32 @@ def test_a_run_nobody_asked_for_does_not_undo_a_rollback(shop: Shop) -> None:
         "put off, not done"
     )
     assert not stream.deploy(Platform(), pipeline, (), is_attended=False)[0], "and that is that"
+
+
+# -- runs whose process is gone ----------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_process_is_gone_is_given_up() -> None:
+    statuses = {}
+    with (
+        dg.DagsterInstance.ephemeral() as instance,
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=PIPE) as p,
+    ):
+        for name, pid in {"mine": p.pid, "nobody's": 2**22 + 1, "not said": None}.items():
+            run = instance.add_run(dg.DagsterRun(job_name=name, status=dg.DagsterRunStatus.STARTED))
+            if pid:
+                instance.report_engine_event("Started process", run, EngineEventData.in_process(pid))
+            statuses[name] = run.run_id
+
+        def now() -> dict[str, dg.DagsterRunStatus]:
+            found = {name: instance.get_run_by_id(id) for name, id in statuses.items()}
+            return {name: run.status for name, run in found.items() if run}
+
+        started, failure = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.FAILURE
+        assert list(give_up_dead(instance)) == [statuses["nobody's"]]
+        assert now() == {"mine": started, "nobody's": failure, "not said": started}
+        p.communicate(b"\n")
+        assert list(give_up_dead(instance)) == [statuses["mine"]]
 
 
 # -- what is worth writing down ---------------------------------------------------------------------------------------

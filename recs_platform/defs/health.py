@@ -12,7 +12,7 @@ import dagster as dg
 from recs_platform import repairs
 from recs_platform.audit import NOTHING, Audit, audit
 from recs_platform.defs.incidents import failed, requests
-from recs_platform.defs.resources import Platform, pipeline_now
+from recs_platform.defs.resources import QUICK, Platform, pipeline_now
 from recs_platform.defs.stream import RESYNC, held_back
 from recs_platform.defs.verdict import News, Verdict, parts
 from recs_platform.engines.status import BACKLOG, Status
@@ -40,6 +40,7 @@ def definitions() -> dg.Definitions:
     job = dg.define_asset_job(
         "freshness_check",
         selection=dg.AssetSelection.checks(*both),
+        tags=QUICK,
         description="Judges what the sensors `view_freshness` and `sink_health` judge, as a run.",
     )
     schedule = dg.ScheduleDefinition(

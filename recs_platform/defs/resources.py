@@ -13,6 +13,9 @@ from recs_platform.engines.base import StreamEngine
 from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings
 
+QUICK = {"dagster/max_runtime": "600"}
+"""Tags of a run that hangs where it takes longer: seconds."""
+
 
 class Platform:
     """The way to the stack. Looked up at each use: a stack that was started again may answer elsewhere."""

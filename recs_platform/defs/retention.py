@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, SqlEventLogStorageTable
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
-from recs_platform.defs.resources import Platform
+from recs_platform.defs.resources import QUICK, Platform
 
 JOB = "trim_records"
 CHECKS = "freshness_check"  # the job of which only the checks' results matter
@@ -27,6 +27,7 @@ def definitions() -> dg.Definitions:
         graph_def=dg.GraphDefinition(name=JOB, node_defs=[trim]),
         description="Removes observations, evaluations and runs of checks that are older than RECS_RECORDS_RETENTION_DAYS.",
         executor_def=dg.in_process_executor,
+        tags=QUICK,
     )
     schedule = dg.ScheduleDefinition(
         name=JOB, job=job, cron_schedule=CRON, default_status=dg.DefaultScheduleStatus.RUNNING
