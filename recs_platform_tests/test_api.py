@@ -27,7 +27,9 @@ from recs_platform.monitor import AT_MOST_EVERY, Report, Watch
 from recs_platform.readings import Reading
 from recs_platform.serving.api import Api, checked_host
 from recs_platform.settings import Settings
+from recs_platform.stack.process import running
 from recs_platform.stack.service import free_port
+from recs_platform.stack.valkey import valkey
 from recs_platform_tests.filled_redis import Shop
 from recs_platform_tests.sql_copies import sql_copy
 
@@ -148,6 +150,42 @@ def test_the_last_good_answer_is_given_while_nothing_is_served(client: TestClien
     first = client.get("/recommendations/123").json()
     shop.redis.flushall()
     assert client.get("/recommendations/123").json() == first
+
+
+@pytest.mark.parametrize(
+    ("before", "known"), [("false", ["[p1]"]), ("true", ["[p3]", "[p1]"])], ids=["lists alone", "with details"]
+)
+def test_a_list_that_is_at_hand_is_given_when_redis_is_gone_with_the_details_that_are_known(
+    before: str, known: list[str], tmp_path: Path
+) -> None:
+    service = valkey(tmp_path / "valkey", free_port())
+    settings = Settings(state_dir=tmp_path, redis_url=service.url)
+    with TestClient(Api(settings, Seen(FRESH)).application()) as client:
+        with running(service, tmp_path):
+            small_shop(service.url)
+            assert listed(client, 123, before)[0] == ["p3", "p1"]
+            assert listed(client, 456, "false")[0] == ["p4", "p3"]
+        assert listed(client, 123, "false") == (["p3", "p1"], [])
+        assert listed(client, 123, "true") == (["p3", "p1"], known)
+        assert listed(client, 456, "true") == (["p4", "p3"], [])
+        assert listed(client, 999, "false") == (["p1", "p2"], [])
+        assert listed(client, 999, "true") == (["p1", "p2"], ["[p1]", "[p2]"])
+
+
+def small_shop(url: str) -> None:
+    shop = Shop(url)
+    shop.stock("p1", "p2", "p3", "p4")
+    shop.trend(RUNNING, {"p1": 2, "p2": 1})
+    shop.list_for(123, "p3", "p1")
+    shop.list_for(456, "p4", "p3")
+    shop.redis.close()
+
+
+def listed(client: TestClient, user_id: int, details: str) -> tuple[list[str], list[str]]:
+    """The list, and the names of its products."""
+    answer = client.get(f"/recommendations/{user_id}", params={"limit": 2, "details": details})
+    assert answer.status_code == 200, answer.json()
+    return answer.json()["recommended_products"], [row["name"] for row in answer.json().get("products", [])]
 
 
 def test_without_any_answer_the_reason_is_given(settings: Settings) -> None:

@@ -29,10 +29,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from recs_platform.errors import RecsError, SettingsError
+from recs_platform.errors import RecsError, ServingError, SettingsError
 from recs_platform.lineage import label
 from recs_platform.metrics import Health
 from recs_platform.monitor import Report, Watch
+from recs_platform.serving.keys import Product
 from recs_platform.serving.store import AsyncRecommendationStore
 from recs_platform.settings import Settings
 
@@ -55,8 +56,16 @@ async def recommendations(store: AsyncRecommendationStore, request: Request) -> 
     listed = await store.get_user_recommendations(user_id, _number(asked, "limit", 20))
     answer: dict[str, Any] = {"user_id": int(user_id), "recommended_products": listed}
     if _switch(asked, "details"):
-        answer["products"] = [_as_dict(product) for product in await store.get_products(listed)]
+        answer["products"] = [_as_dict(product) for product in await _details(store, listed)]
     return answer
+
+
+async def _details(store: AsyncRecommendationStore, listed: list[str]) -> list[Product]:
+    """As far as they are known: a list that is at hand is not held back for them."""
+    try:
+        return await store.get_products(listed)
+    except ServingError:
+        return []
 
 
 async def trending(store: AsyncRecommendationStore, request: Request) -> Any:

@@ -70,7 +70,7 @@ class Questions:
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._clock = clock
         self._versions: dict[str, str | None] = {}
-        self.popular: list[str] = []
+        self.popular: dict[str, Product] = {}
         """Trending products last seen in stock, or where nothing trends others that are: what is left to
         say to a new shopper when Redis is gone."""
 
@@ -159,22 +159,21 @@ class Questions:
         seen = {leave_out}
         pending = _fresh([*listed, *trending], seen)
         chosen: list[str] = []
-        popular: list[str] = []
-        filled: list[str] = []
+        popular: dict[str, Product] = {}
+        filled: dict[str, Product] = {}
         more: list[Callable[[], Reads[list[str]]]] = [self._older, *[_Shelf(self).next] * SHELVES]
         while len(chosen) < limit and (pending or more):
             while more and len(pending) < limit - len(chosen):
                 pending += _fresh((yield from more.pop(0)()), seen)
             batch = limit - len(chosen) + SPARE
             available = yield from self._in_stock(pending[:batch])
-            popular += [product_id for product_id in trending if product_id in available]
-            filled += [found for found in pending[:batch] if found in available and found not in listed]
+            popular |= {found: available[found] for found in trending if found in available}
+            filled |= {found: row for found, row in available.items() if found not in listed}
             chosen += [product_id for product_id in pending[:batch] if product_id in available]
             pending = pending[batch:]
         if not (popular or self.popular or filled):
             some = (yield from _Shelf(self).next())[: limit + SPARE]
-            available = yield from self._in_stock(some)
-            filled = [product_id for product_id in some if product_id in available]
+            filled = yield from self._in_stock(some)
         self.popular = popular or self.popular or filled
         return chosen[:limit]
 
@@ -183,9 +182,9 @@ class Questions:
         read = yield from self._read(windows)
         return _trending_ids(read, windows)
 
-    def _in_stock(self, product_ids: Iterable[str]) -> Reads[set[str]]:
+    def _in_stock(self, product_ids: Iterable[str]) -> Reads[dict[str, Product]]:
         found = yield from self._products(list(product_ids))
-        return {product.product_id for product in found if product.in_stock}
+        return {product.product_id: product for product in found if product.in_stock}
 
     def _windows(self, part: slice, name: str = keys.TRENDING_PRODUCTS, segment: str | None = None) -> list[Wanted]:
         return [(name, _window_row(start, segment)) for start in keys.recent_windows(self._clock())[part]]

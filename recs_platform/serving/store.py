@@ -126,9 +126,13 @@ class LastGood:
         with self._lock:
             if question.key in self._answers:
                 return list(self._answers[question.key])
-        kind, limit = question.key[0], question.key[-1]
-        # A shopper never asked for before: what trended last, rather than nothing.
-        return self._questions.popular[:limit] or None if kind == "user" and isinstance(limit, int) else None
+        popular: Any = self._questions.popular
+        match question.key:
+            case ("user", _, int(limit)):  # a shopper never asked for before: what trended last, rather than nothing
+                return list(popular)[:limit] or None
+            case ("products", *asked):  # and what a page shows of that
+                return [popular[product_id] for product_id in asked if product_id in popular] or None
+        return None
 
 
 class RecommendationStore(_Store["redis.Redis", "redis.RedisCluster"]):
@@ -138,9 +142,9 @@ class RecommendationStore(_Store["redis.Redis", "redis.RedisCluster"]):
     cluster), or None for the one the settings name (then
     `SettingsError` when there is none). With `on_error="raise"` a failed read raises `StoreUnavailable` (Redis does
     not answer) or `NotServed` (it does, but no live version is there); with `"last_good"` the last good answer to
-    the same question is given instead, for a shopper not asked for before the products that trended last, and only
-    when there is neither the error is raised. `timeout` bounds, in seconds, connecting and each reply; it is not
-    applied to a client of your own. A connection that broke is opened again once.
+    the same question is given instead, for a shopper not asked for before the products that trended last, of products
+    not asked for before those among these, and only when there is none the error is raised. `timeout` bounds, in
+    seconds, connecting and each reply; it is not applied to a client of your own. A connection that broke is opened again once.
     """
 
     def get_user_recommendations(self, user_id: int | str, limit: int = 20) -> list[str]:
