@@ -38,7 +38,7 @@ SECONDS = 5
 CLOCK_SECONDS = 5.0  # two clocks may differ so much
 DISK_BYTES = 2 << 30  # that should be free
 OLDEST_POSTGRES = 14
-NOT_SETTINGS = ("RECS_TEST_KAFKA", "RECS_STACK")
+NOT_SETTINGS = ("RECS_TEST_", "RECS_STACK")
 """Variables of the tests and of the stack's own processes."""
 
 

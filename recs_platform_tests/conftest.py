@@ -24,6 +24,16 @@ from recs_platform_tests.valkey_cluster import redis_cluster
 FAST_POSTGRES = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "shared_buffers=32MB")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def only_settings_of_tests() -> Iterator[None]:
+    """What is set for one's own work, such as the address of a real Redis, is nothing to test against."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in list(os.environ):
+            if name.startswith("RECS_") and not name.startswith("RECS_TEST_"):
+                patched.delenv(name)
+        yield
+
+
 @pytest.fixture(scope="session")
 def services_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data and logs of the session's servers."""

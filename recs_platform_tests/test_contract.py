@@ -134,13 +134,13 @@ def local(shop: Shop) -> Iterator[StreamEngine]:
 
 @contextmanager
 def on_risingwave(shop: Shop) -> Iterator[StreamEngine]:
-    """The RisingWave of $RECS_RISINGWAVE_URL, in a database of its own that is dropped at the end.
+    """The RisingWave of $RECS_TEST_RISINGWAVE, in a database of its own that is dropped at the end.
 
     It must reach the test's servers, which listen on this machine's loopback; its version must read changes of the
     embedded PostgreSQL.
     """
-    if not (url := os.environ.get("RECS_RISINGWAVE_URL")):
-        pytest.skip("RECS_RISINGWAVE_URL is not set: no RisingWave to hold to the contract")
+    if not (url := os.environ.get("RECS_TEST_RISINGWAVE")):
+        pytest.skip("RECS_TEST_RISINGWAVE is not set: no RisingWave to hold to the contract")
     database = f"t_{uuid4().hex[:12]}"
     with psycopg.connect(url, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {database}".encode())

@@ -92,8 +92,6 @@ def as_text(graph: Mapping[str, Any]) -> str:
 @pytest.fixture(autouse=True)
 def no_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No service runs, unless a test starts one."""
-    for field in Settings.__dataclass_fields__.values():
-        monkeypatch.delenv(field.metadata["variable"], raising=False)
     monkeypatch.setenv("RECS_STATE_DIR", str(tmp_path / "no_stack"))
 
 

@@ -23,7 +23,7 @@ from recs_platform.settings import RISINGWAVE, Settings
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 PIPELINE = Pipeline.load(ROOT / "sql", engine=RISINGWAVE)  # which has all that the other engine has
-TEST_SETTINGS = {"RECS_TEST_KAFKA", "RECS_TEST_KAFKA_PLAIN", "RECS_TEST_KAFKA_SCRAM"}
+TEST_SETTINGS = {"RECS_TEST_KAFKA", "RECS_TEST_KAFKA_PLAIN", "RECS_TEST_KAFKA_SCRAM", "RECS_TEST_RISINGWAVE"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
