@@ -12,10 +12,10 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-import redis
 
 from recs_platform.canary import LATE, NEWS, Flight, fly, remember, remembered
 from recs_platform.defs import canary as definitions
+from recs_platform.engines.local import redis_sink
 from recs_platform.engines.local.client import LocalEngine
 from recs_platform.health import Finding, Seen, State
 from recs_platform.lineage import Key
@@ -161,12 +161,18 @@ def test_one_that_was_sent_while_something_else_was_wrong_says_nothing_of_now(
     shop.close()
 
 
-def test_an_emptied_redis_counts_as_lost_until_it_is_filled(shop: Shop) -> None:
+def test_an_emptied_redis_counts_as_lost_until_it_is_filled(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shop.engine is not None
+    sink, pipeline = shop.engine.sink, Pipeline.of(shop.settings)
     with at_work(shop):
-        eventually(lambda: fly(shop.settings, Pipeline.of(shop.settings), wait=5.0))
-    with redis.Redis.from_url(shop.redis_url) as connection:
-        connection.flushall()
-    assert all(f.seconds is None for f in fly(shop.settings, Pipeline.of(shop.settings), wait=0.2))
+        assert all(flight.seconds is not None for flight in fly(shop.settings, pipeline))
+        with monkeypatch.context() as blind:
+            blind.setattr(redis_sink, "_LOOK_EVERY", 10**9)
+            eventually(lambda: sink._next_look > time.monotonic() + 10**6)
+            shop.redis.flushall()
+            assert [flight.seconds for flight in fly(shop.settings, pipeline, wait=0.2)] == [None, None]
+        sink._next_look = 0.0
+        eventually(lambda: all(flight.seconds is not None for flight in fly(shop.settings, pipeline)))
 
 
 def test_what_was_seen_is_remembered_while_it_is_news(tmp_path: Path) -> None:
