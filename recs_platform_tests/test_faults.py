@@ -7,7 +7,12 @@ from pathlib import Path
 from random import Random
 from tempfile import mkdtemp
 
+import pytest
+
 from recs_platform_tests.soak import Outcome, opened, run
+
+SECONDS = 900  # each fault has a time of its own, and says what is not well: this is for what hangs beside them
+pytestmark = pytest.mark.timeout(SECONDS)
 
 FAULTS = (
     "engine killed", "Redis flushed", "poison", "valkey killed", "Redis full", "replication slot dropped", "doubled and late",
