@@ -13,7 +13,7 @@ import psycopg
 import redis
 
 from recs_platform.awaiting import wait_until
-from recs_platform.catalog import Customer, Product, ensure_catalog, read_catalog, read_customers
+from recs_platform.catalog import Customer, Product, ensure_catalog, read_catalog, read_customers, seed
 from recs_platform.catalog_carrier import CatalogTopics, write_files
 from recs_platform.engines.local.database import Database
 from recs_platform.engines.local.engine import Engine
@@ -77,6 +77,11 @@ class Shop:
     def sql(self, statement: str, *params: object) -> None:
         with psycopg.connect(self.postgres, autocommit=True) as connection:
             connection.execute(statement, params or None)
+        self._carry()
+
+    def fill(self, products: Sequence[Product], customers: Sequence[Customer]) -> None:
+        """Into tables that are empty."""
+        seed(self.postgres, products, customers)
         self._carry()
 
     def _carry(self) -> None:

@@ -61,14 +61,14 @@ def test_a_changed_view_goes_over_and_nothing_old_is_left(shop: Shop) -> None:
     shop.settle()
     before = shop.redis.get("recs:trending_products")
     path = shop.settings.sql_dir / "trending_products.sql"
-    path.write_text(path.read_text().replace("<= 10", "<= 9"))
+    path.write_text(path.read_text().replace("<= 10", "<= 3"))
     engine.close()
     shop.open()
     shop.settle()
     now = shop.redis.get("recs:trending_products")
     assert now != before
     assert not list(shop.redis.scan_iter(match=f"recs:trending_products:{before}*", count=1000))
-    assert max(len(found["products"]) for found in shop.documents("trending_products").values()) == 9
+    assert max(len(found["products"]) for found in shop.documents("trending_products").values()) == 3
 
 
 def test_a_shopper_is_looked_for_on_every_node(shop: Shop) -> None:

@@ -53,12 +53,7 @@ def shop(
 
 def fill_catalog(shop: Shop) -> None:
     """Sixty products, and all shoppers but the last five."""
-    for product in catalog(7, 60):
-        shop.sql(
-            "INSERT INTO product_catalog (product_id, name, category, price, in_stock) VALUES (%s, %s, %s, %s, true)",
-            product.product_id, product.name, product.category, product.price)  # fmt: skip
-    for customer in customers(7, USERS - 5):
-        shop.sql("INSERT INTO customers VALUES (%s, %s, %s)", customer.user_id, customer.age_band, customer.country)
+    shop.fill(catalog(7, 60), customers(7, USERS - 5))
 
 
 def day_of_traffic(events: int, seed: int = 7) -> list[Event]:
@@ -262,11 +257,13 @@ def test_a_clock_that_was_ahead_and_is_set_back(shop: Shop, monkeypatch: pytest.
     """All windows were emptied meanwhile: they are filled again, from a log that was not thrown away."""
     engine = shop.open()
     send(shop, day_of_traffic(600))
+    moment = datetime.now(UTC)
+    shop.clock = lambda: moment  # no last view may turn a day old between two looks at whose lists there are
     shop.settle()
     lists = shop.documents("user_recommendations").keys()
     assert lists
     for ahead in (timedelta(days=1, hours=1), timedelta(days=400)):
-        shop.clock = lambda ahead=ahead: datetime.now(UTC) + ahead  # type: ignore[misc]
+        shop.clock = lambda ahead=ahead: moment + ahead  # type: ignore[misc]
         assert shop.database is not None
         shop.settle()
         with monkeypatch.context() as patched:  # whoever sends meanwhile has the same clock
@@ -275,18 +272,17 @@ def test_a_clock_that_was_ahead_and_is_set_back(shop: Shop, monkeypatch: pytest.
             engine.round()
         assert "ahead of the time that has passed" in engine.problems["clock"]
         assert shop.documents("user_recommendations") == {}
-        shop.clock = lambda: datetime.now(UTC)
+        shop.clock = lambda: moment
         engine._next["trim"] = 0.0
         shop.settle()
         assert "clock" not in engine.problems
         assert_redis_is_right(shop)
         assert shop.documents("user_recommendations").keys() == lists
 
-    shop.clock = lambda: datetime.now(UTC) + timedelta(days=2)
+    shop.clock = lambda: moment + timedelta(days=2)
     shop.settle()
     shop.engine = None
     engine.close()
-    moment = datetime.now(UTC)
     shop.clock = lambda: moment
     shop.open()
     everybody_acts(shop)
@@ -298,20 +294,22 @@ def test_a_clock_that_was_ahead_and_is_set_back(shop: Shop, monkeypatch: pytest.
 def test_setting_the_time_back_is_whole_or_not_at_all(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = shop.open()
     send(shop, day_of_traffic(300))
+    moment = datetime.now(UTC)
+    shop.clock = lambda: moment  # no last view may turn a day old between two looks at whose lists there are
     shop.settle()
     lists = shop.documents("user_recommendations").keys()
-    shop.clock = lambda: datetime.now(UTC) + timedelta(days=3)
+    shop.clock = lambda: moment + timedelta(days=3)
     shop.settle()
     assert shop.database is not None
     ahead = shop.database.facts.get("time")
     with monkeypatch.context() as patched:
         patched.setattr(shop.database, "_settle_kinds", lambda _: (_ for _ in ()).throw(KeyError("killed here")))
         with pytest.raises(KeyError):
-            shop.database.set_back(datetime.now(UTC))
+            shop.database.set_back(moment)
     assert shop.database.facts.get("time") == ahead
     shop.engine = None
     engine.close()
-    shop.clock = lambda: datetime.now(UTC)
+    shop.clock = lambda: moment
     shop.open()
     shop.settle()
     assert shop.documents("user_recommendations").keys() == lists
