@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -430,7 +429,13 @@ def test_who_has_lost_the_lock_changes_nothing_more(
 
 
 def test_a_lock_lives_as_long_as_its_owner(connection: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(applying, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(applying, "LOCK_SECONDS", 2.0)
+    left: list[int] = []
+
+    def is_renewed_again_and_again() -> bool:
+        left.append(int(connection.pttl(keys.APPLY_LOCK)))
+        return sum(later > before for before, later in itertools.pairwise(left)) >= 3
+
     with locked(connection):
-        threading.Event().wait(0.9)
-        assert connection.exists(keys.APPLY_LOCK), "renewed meanwhile"
+        assert wait_until(is_renewed_again_and_again, 30)
+    assert not connection.exists(keys.APPLY_LOCK)

@@ -386,13 +386,15 @@ def test_a_stale_pointer_gives_the_last_good_answer_where_that_was_chosen(shop: 
 
 def test_a_redis_that_hangs_costs_one_timeout_then_milliseconds(shop: Shop, redis_url: str) -> None:
     """A cluster's costs a few: whether its nodes have changed is asked, too."""
+    timeout, pause = 0.4, 2.5
+    most = 0.95 * pause if redis_url.count(",") else 2 * timeout
     shop.list_for(123, "p20")
-    with RecommendationStore(redis_url, on_error="last_good", timeout=0.2) as recs:
+    with RecommendationStore(redis_url, on_error="last_good", timeout=timeout) as recs:
         recs.get_user_recommendations(123, limit=1)
         for node in nodes_of(shop.redis):
-            node.client_pause(600)
-        assert _seconds(lambda: recs.get_user_recommendations(123, limit=1)) < (1.2 if redis_url.count(",") else 0.4)
-        assert _seconds(lambda: recs.get_user_recommendations(123, limit=1)) < 0.05
+            node.client_pause(int(1000 * pause))
+        assert _seconds(lambda: recs.get_user_recommendations(123, limit=1)) < most
+        assert _seconds(lambda: recs.get_user_recommendations(123, limit=1)) < timeout
     assert all(node.ping() for node in nodes_of(shop.redis)), "awaited: the pause is over"
 
 
