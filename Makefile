@@ -47,7 +47,8 @@ soak: install  ## faults under load for a quarter of an hour; OPTIONS="--minutes
 	$(BIN)/python -m recs_platform_tests.soak $(OPTIONS)
 
 test-kafka: install  ## the broker-facing tests against Apache Kafka 4 (needs Java and Maven)
-	$(BIN)/python -m recs_platform_tests.apache_kafka $(BIN)/pytest recs_platform_tests/test_intake.py recs_platform_tests/test_engine.py recs_platform_tests/test_risingwave.py
+	$(BIN)/python -m recs_platform_tests.apache_kafka $(BIN)/pytest recs_platform_tests/test_intake.py recs_platform_tests/test_engine.py recs_platform_tests/test_risingwave.py \
+		recs_platform_tests/test_dead_letters.py recs_platform_tests/test_topic_reader.py
 
 audit-dependencies: install  ## known vulnerabilities of what requirements.lock pins (asks pypi.org)
 	$(BIN)/python -m pip install -q uv
