@@ -32,7 +32,7 @@ class RedisCluster:
 @contextmanager
 def redis_cluster(directory: Path, more: int = 0) -> Iterator[RedisCluster]:
     """Three nodes with slots; the first of the `more` is a replica of the first, the others have nothing."""
-    nodes = [_node(directory / f"valkey-{i}") for i in range(PRIMARIES + more)]
+    nodes = _nodes(directory, PRIMARIES + more)
     with ExitStack() as stack:
         processes = []
         for i, node in enumerate(nodes):
@@ -53,15 +53,23 @@ def redis_cluster(directory: Path, more: int = 0) -> Iterator[RedisCluster]:
                     process.resume()
 
 
-def _node(directory: Path) -> Service:
-    service = valkey(directory, free_port())
+def _nodes(directory: Path, count: int) -> list[Service]:
+    """Nothing listens yet, so a port that was drawn is still free to whoever draws next."""
+    ports: list[int] = []
+    while len(ports) < 2 * count:
+        ports.append(free_port(but=ports))
+    return [_node(directory / f"valkey-{i}", ports[2 * i], ports[2 * i + 1]) for i in range(count)]
+
+
+def _node(directory: Path, port: int, bus_port: int) -> Service:
+    service = valkey(directory, port)
     options = (
         "--cluster-enabled",
         "yes",
         "--cluster-node-timeout",
         str(NODE_TIMEOUT),
         "--cluster-port",
-        str(free_port()),
+        str(bus_port),
     )
     return replace(service, command=(*service.command, *options))
 
