@@ -42,10 +42,12 @@ def test_missing_tables_are_created_and_present_ones_left_alone(postgres_url: st
 
 def test_a_role_that_may_not_create_is_content_with_tables_that_exist(postgres_url: str) -> None:
     ensure_catalog(postgres_url)
-    with psycopg.connect(postgres_url) as connection:
-        connection.execute("DROP ROLE IF EXISTS modest")
-        connection.execute("CREATE ROLE modest")
-    assert ensure_catalog(postgres_url + "&options=-c%20role%3Dmodest") == ()
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE modest")  # of the whole server, and so of all tests
+        try:
+            assert ensure_catalog(postgres_url + "&options=-c%20role%3Dmodest") == ()
+        finally:
+            connection.execute("DROP ROLE modest")
 
 
 def test_empty_tables_are_seeded_and_others_are_not(postgres_url: str) -> None:
