@@ -7,10 +7,12 @@ change may be on its way.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -21,10 +23,12 @@ from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.serving import keys, versions
 from recs_platform.serving.connection import connected
 from recs_platform.serving.documents import Row, is_document_of
+from recs_platform.whole_file import keep_whole
 
 SAMPLE = 200
 ON_THE_WAY, BETWEEN_LOOKS = 3.0, 0.2  # seconds that a key may take from its row to Redis
 AT_ONCE = 1_000  # keys
+REMEMBERED, KEPT = "wrong_keys.json", 50  # keys of a sink
 NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 Rows = Mapping[str, Row]
@@ -90,6 +94,20 @@ class Audit:
     def is_known(self) -> bool:
         """Whether it is known to be well or ill."""
         return not self.away and (bool(self.problem) or not self.not_compared)
+
+
+def remember(state_dir: Path, wrong: Mapping[str, Sequence[str]]) -> None:
+    """Of each sink the keys that were wrong, for the next look. They name shoppers: in a file of the owner's alone."""
+    keep_whole(state_dir / REMEMBERED, json.dumps({sink: list(found)[:KEPT] for sink, found in wrong.items()}), 0o600)
+
+
+def remembered(state_dir: Path) -> dict[str, list[str]]:
+    """What `remember` was given last; none where it cannot be read."""
+    try:
+        found = json.loads((state_dir / REMEMBERED).read_text())
+        return {sink: list(map(str, wrong)) for sink, wrong in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def audit(

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from recs_platform import audit
 from recs_platform.catalog import connected
 from recs_platform.catalog_file import find_file, typed_rows
 from recs_platform.engines import connect
@@ -55,6 +56,9 @@ def forget(settings: Settings, user_id: object, tell: Callable[[str], None] = la
         before = traces(settings, engine, pipeline, user)
         tell("the engine takes the shopper out of its log and builds what is made from it anew")
         engine.forget(user)
+        (settings.state_dir / audit.REMEMBERED).unlink(
+            missing_ok=True
+        )  # keys that are looked at again, whosever they are
         tell("PostgreSQL")
         _forget_in_catalog(settings, pipeline, user)
         tell("waiting for the engine and Redis to follow")

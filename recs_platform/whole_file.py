@@ -21,8 +21,8 @@ def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
         raise
 
 
-def keep_whole(path: Path, text: str) -> None:
+def keep_whole(path: Path, text: str, mode: int = 0o666) -> None:
     """The same as far as it can be done: on a full disk, or in a directory that may only be read, nothing is kept."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text)
+        write_whole(path, text, mode)

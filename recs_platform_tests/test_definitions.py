@@ -27,6 +27,7 @@ from dagster._core.events import EngineEventData
 
 from recs_platform import repairs
 from recs_platform.audit import audit as audited
+from recs_platform.audit import remembered
 from recs_platform.catalog import ensure_catalog
 from recs_platform.cli import main
 from recs_platform.definitions import defs
@@ -607,6 +608,10 @@ def test_a_sink_that_stays_wrong_is_written_anew_once(shop: Shop, monkeypatch: p
     assert request.asset_selection == [dg.AssetKey("products_sink")]
     assert not evaluated(health.sink_health(pipeline), second.cursor)[1].run_requests, "once an incident"
     known = repairs.load(str(second.cursor).split("\n")[1])
+    assert "recs:" not in str(second.cursor), "keys name shoppers, and Dagster keeps cursors"
+    assert set(remembered(Settings.load().state_dir)["products_sink"]) == {
+        f"recs:products:{version}:p{n}" for n in (1, 2)
+    }
     with dg.DagsterInstance.ephemeral() as instance:
         assert failed(instance, known) == set(), "nobody knows of a run"
         for status in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE):

@@ -1,8 +1,8 @@
 """Health: two sensors and a scheduled run that judge the same, as asset checks."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 
 from recs_platform import repairs
-from recs_platform.audit import NOTHING, Audit, audit
+from recs_platform.audit import NOTHING, Audit, audit, remember, remembered
 from recs_platform.defs.incidents import failed, requests
 from recs_platform.defs.resources import QUICK, Platform, pipeline_now
 from recs_platform.defs.stream import RESYNC, held_back
@@ -28,7 +28,6 @@ LONG_BEHIND = 300  # seconds
 AT_LEAST_EVERY = 900  # seconds between evaluations that say the same
 CRON = "*/30 * * * *"
 REDIS_ENGINE_SECONDS = 20.0
-WRONG_KEPT = 50  # keys of a sink that are looked at again
 
 Keys = Mapping[str, Sequence[str]]
 
@@ -184,8 +183,8 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
     def sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """Evaluates the check `in_redis` when something changes or a run has said otherwise, and every quarter of an hour.
         What is ill at two looks and can be mended starts one run of `resync_sinks`, where the settings allow it."""
-        told, incidents_before, wrong_before = parts(context.cursor, 3)
-        news, wrong, now = News.load(told), _wrong(wrong_before), time.time()
+        told, incidents_before = parts(context.cursor, 2)
+        news, now, wrong = News.load(told), time.time(), _wrong(platform)
         found = _audits(partial(audited, platform, pipeline, wrong), pipeline)
         problems = dict.fromkeys(f"{a.sink}: {a.problem}" for a in found if a.problem)
         mendable = [a.sink for a in found if a.can_be_mended]
@@ -195,25 +194,26 @@ def sink_health(pipeline: Pipeline) -> dg.SensorDefinition:
         incidents, to_mend = repairs.follow(
             known, mendable, now, unseen, _may_repair(platform) and not put_off, failed(context.instance, known)
         )
-        wrong = {s: wrong[s] for s in unseen if s in wrong} | {a.sink: a.wrong[:WRONG_KEPT] for a in found if a.wrong}
+        still_wrong = {s: wrong[s] for s in unseen if s in wrong} | {a.sink: a.wrong for a in found if a.wrong}
+        with suppress(RecsError):
+            remember(platform.settings().state_dir, still_wrong)
         return dg.SensorResult(
             asset_events=news.to_tell(map(_of_audit, found), context.instance, now, AT_LEAST_EVERY),
             run_requests=requests(to_mend, incidents),
             skip_reason=None
             if to_mend
             else "; ".join([*problems, *([put_off] if put_off else [])]) or f"{len(found)} sinks are in Redis",
-            cursor="\n".join((news.dump(), repairs.dump(incidents), json.dumps(wrong))),
+            cursor=f"{news.dump()}\n{repairs.dump(incidents)}",
         )
 
     return sensor
 
 
-def _wrong(text: str) -> dict[str, Sequence[str]]:
+def _wrong(platform: Platform) -> Keys:
     """Of each sink the keys that were wrong at the last look."""
-    try:
-        return {sink: list(map(str, found)) for sink, found in json.loads(text or "{}").items()}
-    except (ValueError, TypeError, AttributeError):
-        return {}
+    with suppress(RecsError):  # a setting that is wrong: the checks say so
+        return remembered(platform.settings().state_dir)
+    return NOTHING
 
 
 def _may_repair(platform: Platform) -> bool:
