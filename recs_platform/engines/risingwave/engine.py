@@ -8,16 +8,14 @@ passwords in clear text in its definitions and repeats them in errors: they are 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import psycopg
 import pyarrow as pa
 from confluent_kafka import KafkaException
-from psycopg.rows import dict_row
 
 from recs_platform.applying import Applier, locked, replacements
 from recs_platform.capabilities import Capabilities
@@ -31,11 +29,11 @@ from recs_platform.engines.risingwave.checks import (
     check_types,
     risingwave_version,
 )
-from recs_platform.engines.risingwave.hanging_up import hung_up_after
 from recs_platform.engines.risingwave.happenings import Happenings, happenings, in_words
 from recs_platform.engines.risingwave.lag import begun_anew, partitions
-from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
+from recs_platform.engines.risingwave.masking import without_secrets
 from recs_platform.engines.risingwave.postgres import count_rows, drop_slot, major_version
+from recs_platform.engines.risingwave.session import Session
 from recs_platform.engines.risingwave.statements import (
     differences,
     helper_of,
@@ -63,7 +61,7 @@ from recs_platform.plan import Action, Plan, Tell, make_plan
 from recs_platform.schema import read_columns
 from recs_platform.serving import keys
 from recs_platform.serving.connection import answering, client
-from recs_platform.settings import Settings, masked
+from recs_platform.settings import Settings
 from recs_platform.statements import parse
 from recs_platform.topics import describe, ensure_topics
 
@@ -78,8 +76,6 @@ CANNOT_FORGET = (
     "a RisingWave cannot forget one shopper: let the messages leave the topics (by retention, or kafka-delete-records), then "
     "`recs apply --rebuild` the sources; what lies in PostgreSQL is deleted there"
 )
-CONNECT_SECONDS = 5
-PATIENT_SECONDS = 300.0  # for each question and statement, while something is changed
 BUILD_SECONDS = 3600.0  # for what is built, or waited for, in one statement
 LONGEST_PROBLEM = 300  # characters
 AT_ONCE = 500  # keys of one question, rows of one statement
@@ -104,11 +100,8 @@ class RisingWaveEngine:
         """`timeout` is in seconds, per question. Raises `SettingsError` without a URL, `EngineUnavailable` where nothing
         answers."""
         self.settings = settings or Settings.load()
-        self._timeout = timeout
-        self._secrets = secrets_of(self.settings)
-        self._address = masked(self.settings.require("risingwave_url"))
         self._redis = client(self.settings.require("redis_url"), 5)
-        self._connection = self._connect()
+        self._session = Session(self.settings, timeout)
 
     def __enter__(self) -> RisingWaveEngine:
         return self
@@ -117,22 +110,8 @@ class RisingWaveEngine:
         self.close()
 
     def close(self) -> None:
-        self._connection.close()
+        self._session.close()
         self._redis.close()
-
-    def _connect(self) -> psycopg.Connection[Any]:
-        try:
-            return psycopg.connect(
-                self.settings.risingwave_url,
-                autocommit=True,
-                connect_timeout=CONNECT_SECONDS,
-                prepare_threshold=None,
-                keepalives_idle=30,  # or what is waited for without an end, a build, never ends with a host that is gone
-                keepalives_interval=10,
-                keepalives_count=3,
-            )
-        except psycopg.Error as error:
-            raise EngineUnavailable(f"RisingWave at {self._address} does not answer: {self._masked(error)}") from None
 
     # -- plan and apply -------------------------------------------------------------------------------------------
 
@@ -155,7 +134,7 @@ class RisingWaveEngine:
     def apply(self, rebuild: Iterable[str] = (), tell: Tell | None = None, only: Collection[str] = ()) -> Plan:
         """Carries the plan out, telling how far each step is; nobody else can meanwhile."""
         pipeline = Pipeline.of(self.settings)
-        with self._answering(), locked(self._redis) as lease, self._patiently():
+        with self._answering(), locked(self._redis) as lease, self._session.patiently():
             plan = self._planned(pipeline, rebuild, only)
             Applier(self, self._redis, lease, self.settings.grace_seconds, tell).apply(pipeline, plan)
             left = self._planned(pipeline) if only else Plan(())
@@ -176,7 +155,7 @@ class RisingWaveEngine:
 
     def roll_back(self, tell: Tell | None = None) -> Plan:
         """Lets readers go back to what was live before the last switch. Raises `EngineError` when that is gone."""
-        with self._answering(), locked(self._redis) as lease, self._patiently():
+        with self._answering(), locked(self._redis) as lease, self._session.patiently():
             return Applier(self, self._redis, lease, self.settings.grace_seconds, tell).roll_back()
 
     def _planned(self, pipeline: Pipeline, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
@@ -218,7 +197,9 @@ class RisingWaveEngine:
         replaced: Mapping[str, float],
         pointed_to: Callable[[Iterable[Version]], set[str]],
     ) -> Deployment:
-        found = self._rows("SELECT id, name, relation_type, definition FROM rw_catalog.rw_relations ORDER BY id")
+        found = self._session.rows(
+            "SELECT id, name, relation_type, definition FROM rw_catalog.rw_relations ORDER BY id"
+        )
         published = self._published(found)
         known = [
             Version(
@@ -261,7 +242,7 @@ class RisingWaveEngine:
         """`partitions`, from the views that are there for it. A part that cannot be asked is a problem, and the others are told."""
         problems, files = dict[str, str](), Pipeline.of(self.settings)
         deployment, left = self._as_far_as_told(problems)
-        seen = self._asked(problems, "events", lambda: happenings(deployment, self._rows), Happenings())
+        seen = self._asked(problems, "events", lambda: happenings(deployment, self._session.rows), Happenings())
         self._note(seen, problems)
         reader = next((v for v in deployment.versions if v.is_connection and v.is_live), None)
         remedy = f"`recs apply --rebuild {reader.name}` makes a new one and reads the tables anew" if reader else ""
@@ -294,7 +275,9 @@ class RisingWaveEngine:
         found, kafka = list[PartitionStatus](), self.settings.require("kafka_bootstrap_servers")
         try:
             live = deployment.live
-            found = self._asked(problems, "partitions", lambda: partitions(files, live, kafka, self._rows), found)
+            found = self._asked(
+                problems, "partitions", lambda: partitions(files, live, kafka, self._session.rows), found
+            )
         except KafkaException as error:
             problems["kafka"] = f"Kafka at {hosts(kafka)}: {describe(error)}"
         problems |= {f"kafka/{topic}": words for topic, words in begun_anew(found, files).items()}
@@ -303,7 +286,7 @@ class RisingWaveEngine:
     def _note(self, seen: Happenings, problems: dict[str, str]) -> None:
         for sink, words in seen.failing_sinks.items():
             # masked before it is cut, or half a password would be left
-            problems[f"redis/{sink}"] = self._masked(words)[:LONGEST_PROBLEM]
+            problems[f"redis/{sink}"] = self._session.masked(words)[:LONGEST_PROBLEM]
         if seen.recovering_since:
             problems["engine"] = f"the RisingWave is recovering since {seen.recovering_since:%H:%M:%S} UTC"
 
@@ -321,14 +304,14 @@ class RisingWaveEngine:
     def progress(self) -> dict[str, str]:
         """Physical name → the engine's word on how far its build is, of all that are under way."""
         found = {}
-        for row in self._rows("SELECT ddl_statement, progress FROM rw_catalog.rw_ddl_progress"):
+        for row in self._session.rows("SELECT ddl_statement, progress FROM rw_catalog.rw_ddl_progress"):
             for physical in list(mentioned(str(row["ddl_statement"])))[:1]:
                 found[physical] = str(row["progress"])
         return found
 
     def parameters(self) -> dict[str, str]:
         """The cluster's system parameters, by whichever name it heads the columns with."""
-        found = [list(row.values()) for row in self._rows("SHOW PARAMETERS")]
+        found = [list(row.values()) for row in self._session.rows("SHOW PARAMETERS")]
         return {str(name): str(value) for name, value, *_ in found}
 
     def sink_keys(self, sink: Relation, targets: Mapping[str, VersionId]) -> pa.Table:
@@ -365,11 +348,11 @@ class RisingWaveEngine:
 
     def failure(self, physical: str) -> str:
         """Why a build came to nothing, in the engine's words."""
-        events = self._rows(
+        events = self._session.rows(
             "SELECT info FROM rw_catalog.rw_event_logs WHERE event_type = 'CREATE_STREAM_JOB_FAIL' "
             'ORDER BY "timestamp" DESC'
         )
-        about = (self._masked(in_words(row["info"])) for row in events if physical in str(row["info"]))
+        about = (self._session.masked(in_words(row["info"])) for row in events if physical in str(row["info"]))
         return next(about, "RisingWave does not say why; its log does")
 
     # -- what is changed ------------------------------------------------------------------------------------------
@@ -377,7 +360,7 @@ class RisingWaveEngine:
     def check(self, pipeline: Pipeline) -> tuple[int, int]:
         """Says what RisingWave would refuse or do wrong, before any statement; gives its version. Raises `EngineError` or
         `PipelineError`."""
-        version = risingwave_version(str(self._rows("SELECT version() AS version")[0]["version"]))
+        version = risingwave_version(str(self._session.rows("SELECT version() AS version")[0]["version"]))
         for relation in pipeline:
             check_licence(relation)
         return version
@@ -404,19 +387,19 @@ class RisingWaveEngine:
             ensure_catalog(settings.require("postgres_url"))
         wanted = str(self.settings.barrier_interval_ms)
         if self.parameters().get("barrier_interval_ms") != wanted:
-            self._do(f"ALTER SYSTEM SET barrier_interval_ms = {wanted}")
+            self._session.do(f"ALTER SYSTEM SET barrier_interval_ms = {wanted}")
 
     def create(self, relation: Relation, targets: Mapping[str, VersionId]) -> None:
         """Begins to build a version; a view is built in the background, `progress` says how far."""
         is_view = relation.kind is Kind.VIEW and relation.is_materialized
-        self._do(f"SET BACKGROUND_DDL = {'true' if is_view else 'false'}")
-        self._do(statement(relation, targets, self.settings.seen_by_risingwave()), BUILD_SECONDS)
+        self._session.do(f"SET BACKGROUND_DDL = {'true' if is_view else 'false'}")
+        self._session.do(statement(relation, targets, self.settings.seen_by_risingwave()), BUILD_SECONDS)
 
     def wait(self) -> None:
         """Comes back when nothing is built in the background any more, or the engine does not care to wait any longer: others may
         build in it, too."""
         with suppress(QueryError):
-            self._do("WAIT", BUILD_SECONDS, refused=QueryError)
+            self._session.do("WAIT", BUILD_SECONDS, refused=QueryError)
 
     def filling(self, relation: Relation, version: VersionId) -> tuple[int, int] | None:
         """Of a table of PostgreSQL: the rows it has here, and there; None for what has none to wait for.
@@ -427,17 +410,17 @@ class RisingWaveEngine:
             self._take_in_file(relation, version)
         if "table" not in relation.options:
             return None
-        here = self._rows(f"SELECT COUNT(*) AS rows FROM {physical_name(relation.name, version)}")[0]["rows"]
+        here = self._session.rows(f"SELECT COUNT(*) AS rows FROM {physical_name(relation.name, version)}")[0]["rows"]
         return int(here), count_rows(self.settings.require("postgres_url"), relation.options["table"])
 
     def _take_in_file(self, relation: Relation, version: VersionId) -> None:
         """Brings a table in step with its file, telling the rows that differ alone."""
         physical, columns = physical_name(relation.name, version), ", ".join(c.name for c in relation.columns)
         wanted = typed_rows(find_file(self.settings.catalog_dir, relation.name), relation.columns, relation.key)
-        gone, changed = differences(relation.key, self._rows(f"SELECT {columns} FROM {physical}"), wanted)
+        gone, changed = differences(relation.key, self._session.rows(f"SELECT {columns} FROM {physical}"), wanted)
         same = " AND ".join(f"{column} = %s" for column in relation.key)
         marks = f"({', '.join(['%s'] * len(relation.columns))})"
-        with self._translated(EngineError), self._connection.cursor() as cursor:
+        with self._session.translated(EngineError), self._session.connection.cursor() as cursor:
             for key in gone:
                 cursor.execute(f"DELETE FROM {physical} WHERE {same}".encode(), key)
             for at in range(0, len(changed), AT_ONCE):
@@ -449,20 +432,20 @@ class RisingWaveEngine:
 
     def publish(self, name: str, version: VersionId) -> None:
         """Lets the public name stand for a version, in one step for whoever reads it."""
-        views = {str(row["name"]) for row in self._rows("SELECT name FROM rw_catalog.rw_views")}
+        views = {str(row["name"]) for row in self._session.rows("SELECT name FROM rw_catalog.rw_views")}
         for text in publication(name, version, views):
-            self._do(text)
+            self._session.do(text)
         for helper in helpers(name, views) | {helper_of(name, version, views)} if name in views else ():
             # what somebody else reads of it stays on the version it was made of, as theirs does: that is told when it is dropped
             with suppress(QueryError):
-                self._do(f"DROP VIEW IF EXISTS {helper}", refused=QueryError)
+                self._session.do(f"DROP VIEW IF EXISTS {helper}", refused=QueryError)
 
     def unpublish(self, name: str) -> None:
-        self._do(f"DROP VIEW IF EXISTS {name}")
+        self._session.do(f"DROP VIEW IF EXISTS {name}")
 
     def drop(self, version: Version) -> None:
         """A connection takes its replication slot along. Raises `SourceError` where that is still held."""
-        self._do(removal(version))
+        self._session.do(removal(version))
         if version.is_connection:
             self.drop_slot(self._slot_of(version))
 
@@ -480,56 +463,8 @@ class RisingWaveEngine:
         """Rows of one SELECT as an Arrow table; `params` are bound to `$1`, `$2`, …. Raises `QueryError` where it is refused."""
         if not is_one_question(sql):
             raise QueryError("one SELECT is wanted; the pipeline is changed in sql/")
-        with self._asking(QueryError), psycopg.RawCursor(self._connection) as cursor:
-            cursor.execute(sql.encode(), list(params) if params is not None else None)
-            names = [column.name for column in cursor.description or ()]
-            rows = cursor.fetchall()
+        names, rows = self._session.answer(sql, params)
         return pa.table({name: [_plain(row[i]) for row in rows] for i, name in enumerate(names)})
-
-    def _rows(self, sql: str) -> list[dict[str, Any]]:
-        with self._asking(EngineError), self._connection.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(sql.encode()).fetchall()
-
-    def _do(self, sql: str, seconds: float = PATIENT_SECONDS, refused: type[EngineError] = EngineError) -> None:
-        with self._asking(refused, seconds):
-            self._connection.execute(sql.encode())
-
-    @contextmanager
-    def _patiently(self) -> Iterator[None]:
-        """Nothing is given up half done because a cluster recovers meanwhile."""
-        timeout, self._timeout = self._timeout, max(self._timeout, PATIENT_SECONDS)
-        try:
-            yield
-        finally:
-            self._timeout = timeout
-
-    @contextmanager
-    def _asking(self, refused: type[EngineError], seconds: float | None = None) -> Iterator[None]:
-        """As `_translated`; what is not answered in time ends with `EngineUnavailable`, and so does the connection."""
-        seconds = self._timeout if seconds is None else seconds
-        with self._translated(refused), hung_up_after(seconds, self._connection) as is_late:
-            try:
-                yield
-            except psycopg.OperationalError:
-                if is_late():
-                    raise EngineUnavailable(
-                        f"RisingWave at {self._address} does not answer within {seconds:,g} s"
-                    ) from None
-                raise
-
-    @contextmanager
-    def _translated(self, refused: type[EngineError]) -> Iterator[None]:
-        try:
-            yield
-        except psycopg.OperationalError as error:
-            if not self._connection.closed:
-                raise refused(self._masked(error)) from None
-            raise EngineUnavailable(f"RisingWave at {self._address} does not answer: {self._masked(error)}") from None
-        except psycopg.Error as error:
-            raise refused(self._masked(error)) from None
-
-    def _masked(self, text: object) -> str:
-        return without_secrets(str(text), self._secrets)
 
     def _answering(self) -> AbstractContextManager[None]:
         return answering(self.settings.redis_url)
