@@ -21,7 +21,7 @@ from confluent_kafka import Producer
 from recs_platform import applying
 from recs_platform.audit import audit
 from recs_platform.engines.risingwave import engine as driver
-from recs_platform.engines.risingwave import lag
+from recs_platform.engines.risingwave import lag, session, tables
 from recs_platform.engines.risingwave.checks import check_licence, check_postgres, risingwave_version
 from recs_platform.engines.risingwave.engine import RisingWaveEngine
 from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
@@ -317,7 +317,7 @@ def cluster(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(driver, "read_columns", lambda url, tables: {})
         monkeypatch.setattr(driver, "ensure_topics", lambda servers, names, partitions, compacted: made.extend(names))
         monkeypatch.setattr(driver, "ensure_catalog", lambda url: made.append("catalog"))
-        monkeypatch.setattr(driver, "count_rows", lambda url, table: 0)
+        monkeypatch.setattr(tables, "count_rows", lambda url, table: 0)
         monkeypatch.setattr(applying, "BETWEEN_LOOKS", 0.0)
         monkeypatch.setattr(applying, "BETWEEN_COUNTS", 0.0)
         no_keys = pa.table({"key": pa.array([], pa.string())})
@@ -571,7 +571,7 @@ def test_why_a_build_failed_is_told_without_a_password(cluster: Cluster) -> None
 
 
 def test_a_table_is_filled_from_its_file_by_few_statements(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "AT_ONCE", 2)
+    monkeypatch.setattr(tables, "ROWS_AT_ONCE", 2)
     directory = cluster.engine.settings.sql_dir.parent / "catalog"
     directory.mkdir()
     (directory / "customers.csv").write_text("user_id,age_band,country\n" + "".join(f"{i},a,DE\n" for i in range(5)))
@@ -581,6 +581,27 @@ def test_a_table_is_filled_from_its_file_by_few_statements(cluster: Cluster, mon
     inserts = [text for text in cluster.catalog.sent if text.startswith("INSERT")]
     assert [text.count("(%s") for text in inserts] == [2, 2, 1]
     assert cluster.catalog.sent[-1] == "FLUSH"
+
+
+def test_a_table_that_takes_no_rows_is_not_waited_for_without_an_end(
+    postgres_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a PostgreSQL, which can be made to keep silent, too."""
+    monkeypatch.setattr(session, "PATIENT_SECONDS", 0.3)
+    (tmp_path / "customers.csv").write_text("user_id,age_band,country\n1,a,DE\n")
+    settings = replace(SETTINGS, redis_url=redis_url, risingwave_url=postgres_url, catalog=FILE, catalog_dir=tmp_path)
+    relation = Pipeline.load(default_sql_dir(), FILE)["customers"]
+    version = VersionId(relation.fingerprint)
+    with psycopg.connect(postgres_url, autocommit=True) as somebody:
+        name = physical_name("customers", version)
+        somebody.execute(
+            f"CREATE TABLE {name} (user_id BIGINT PRIMARY KEY, age_band VARCHAR, country VARCHAR)".encode()
+        )
+        with somebody.transaction(), RisingWaveEngine(settings, timeout=5.0) as engine:
+            somebody.execute(f"LOCK TABLE {name} IN SHARE MODE".encode())
+            with pytest.raises(EngineUnavailable, match=r"does not answer within 0\.3 s"):
+                engine.filling(relation, version)
+        somebody.execute(f"DROP TABLE {name}".encode())
 
 
 def test_what_is_no_question_is_not_sent(cluster: Cluster) -> None:

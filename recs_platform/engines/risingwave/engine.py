@@ -20,7 +20,6 @@ from confluent_kafka import KafkaException
 from recs_platform.applying import Applier, locked, replacements
 from recs_platform.capabilities import Capabilities
 from recs_platform.catalog import ensure_catalog
-from recs_platform.catalog_file import find_file, typed_rows
 from recs_platform.choice import going_along
 from recs_platform.deployment import Deployment, Version
 from recs_platform.engines.risingwave.checks import (
@@ -32,10 +31,9 @@ from recs_platform.engines.risingwave.checks import (
 from recs_platform.engines.risingwave.happenings import Happenings, happenings, in_words
 from recs_platform.engines.risingwave.lag import begun_anew, partitions
 from recs_platform.engines.risingwave.masking import without_secrets
-from recs_platform.engines.risingwave.postgres import count_rows, drop_slot, major_version
+from recs_platform.engines.risingwave.postgres import drop_slot, major_version
 from recs_platform.engines.risingwave.session import Session
 from recs_platform.engines.risingwave.statements import (
-    differences,
     helper_of,
     helpers,
     is_one_question,
@@ -45,13 +43,13 @@ from recs_platform.engines.risingwave.statements import (
     slot_name,
     statement,
 )
+from recs_platform.engines.risingwave.tables import filling, take_in_file
 from recs_platform.engines.status import PartitionStatus, RelationStatus, Status
 from recs_platform.errors import EngineError, EngineUnavailable, QueryError, StoreUnavailable
 from recs_platform.kafka_address import hosts
 from recs_platform.physical_names import (
     VersionId,
     mentioned,
-    physical_name,
     physical_names,
     taken_apart,
     with_public_names,
@@ -78,7 +76,7 @@ CANNOT_FORGET = (
 )
 BUILD_SECONDS = 3600.0  # for what is built, or waited for, in one statement
 LONGEST_PROBLEM = 300  # characters
-AT_ONCE = 500  # keys of one question, rows of one statement
+AT_ONCE = 500  # keys of one question
 
 T = TypeVar("T")
 
@@ -143,7 +141,7 @@ class RisingWaveEngine:
                 target = plan.targets.get(relation.name)
                 is_filled = relation.name in plan.creates  # while it was created
                 if relation.is_from_file and target and target.fingerprint == relation.fingerprint and not is_filled:
-                    self._take_in_file(relation, target)
+                    take_in_file(self._session, relation, target, self.settings)
         return plan
 
     def _note_left(self, files: Pipeline | None) -> None:
@@ -402,33 +400,8 @@ class RisingWaveEngine:
             self._session.do("WAIT", BUILD_SECONDS, refused=QueryError)
 
     def filling(self, relation: Relation, version: VersionId) -> tuple[int, int] | None:
-        """Of a table of PostgreSQL: the rows it has here, and there; None for what has none to wait for.
-
-        A table of a file is filled from it. Raises `SourceError` where the file is not as it should be.
-        """
-        if relation.is_from_file:
-            self._take_in_file(relation, version)
-        if "table" not in relation.options:
-            return None
-        here = self._session.rows(f"SELECT COUNT(*) AS rows FROM {physical_name(relation.name, version)}")[0]["rows"]
-        return int(here), count_rows(self.settings.require("postgres_url"), relation.options["table"])
-
-    def _take_in_file(self, relation: Relation, version: VersionId) -> None:
-        """Brings a table in step with its file, telling the rows that differ alone."""
-        physical, columns = physical_name(relation.name, version), ", ".join(c.name for c in relation.columns)
-        wanted = typed_rows(find_file(self.settings.catalog_dir, relation.name), relation.columns, relation.key)
-        gone, changed = differences(relation.key, self._session.rows(f"SELECT {columns} FROM {physical}"), wanted)
-        same = " AND ".join(f"{column} = %s" for column in relation.key)
-        marks = f"({', '.join(['%s'] * len(relation.columns))})"
-        with self._session.translated(EngineError), self._session.connection.cursor() as cursor:
-            for key in gone:
-                cursor.execute(f"DELETE FROM {physical} WHERE {same}".encode(), key)
-            for at in range(0, len(changed), AT_ONCE):
-                some = changed[at : at + AT_ONCE]
-                # a row whose key is there already takes its place
-                insert = f"INSERT INTO {physical} ({columns}) VALUES {', '.join([marks] * len(some))}"
-                cursor.execute(insert.encode(), [value for row in some for value in row])
-            cursor.execute(b"FLUSH")
+        """See `tables.filling`."""
+        return filling(self._session, relation, version, self.settings)
 
     def publish(self, name: str, version: VersionId) -> None:
         """Lets the public name stand for a version, in one step for whoever reads it."""

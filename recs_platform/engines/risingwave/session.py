@@ -24,10 +24,10 @@ class Session:
     def __init__(self, settings: Settings, timeout: float) -> None:
         self._url = settings.require("risingwave_url")
         self._address, self._secrets, self._timeout = masked(self._url), secrets_of(settings), timeout
-        self.connection = self._connect()
+        self._connection = self._connect()
 
     def close(self) -> None:
-        self.connection.close()
+        self._connection.close()
 
     def _connect(self) -> psycopg.Connection[Any]:
         try:
@@ -44,18 +44,25 @@ class Session:
             raise EngineUnavailable(f"RisingWave at {self._address} does not answer: {self.masked(error)}") from None
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
-        with self.asking(EngineError), self.connection.cursor(row_factory=dict_row) as cursor:
+        with self.asking(EngineError), self._connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(sql.encode()).fetchall()
 
     def answer(self, sql: str, params: Sequence[object] | None) -> tuple[list[str], list[tuple[Any, ...]]]:
         """The names of the columns and the rows; `params` are bound to `$1`, `$2`, …. Raises `QueryError` where it is refused."""
-        with self.asking(QueryError), psycopg.RawCursor(self.connection) as cursor:
+        with self.asking(QueryError), psycopg.RawCursor(self._connection) as cursor:
             cursor.execute(sql.encode(), list(params) if params is not None else None)
             return [column.name for column in cursor.description or ()], cursor.fetchall()
 
-    def do(self, sql: str, seconds: float = PATIENT_SECONDS, refused: type[EngineError] = EngineError) -> None:
-        with self.asking(refused, seconds):
-            self.connection.execute(sql.encode())
+    def do(
+        self,
+        sql: str,
+        seconds: float | None = None,
+        refused: type[EngineError] = EngineError,
+        params: Sequence[object] | None = None,
+    ) -> None:
+        """`params` are bound to `%s`."""
+        with self.asking(refused, PATIENT_SECONDS if seconds is None else seconds):
+            self._connection.execute(sql.encode(), params)
 
     @contextmanager
     def patiently(self) -> Iterator[None]:
@@ -68,9 +75,9 @@ class Session:
 
     @contextmanager
     def asking(self, refused: type[EngineError], seconds: float | None = None) -> Iterator[None]:
-        """As `translated`; what is not answered in time ends with `EngineUnavailable`, and so does the connection."""
+        """As `_translated`; what is not answered in time ends with `EngineUnavailable`, and so does the connection."""
         seconds = self._timeout if seconds is None else seconds
-        with self.translated(refused), hung_up_after(seconds, self.connection) as is_late:
+        with self._translated(refused), hung_up_after(seconds, self._connection) as is_late:
             try:
                 yield
             except psycopg.OperationalError:
@@ -81,11 +88,11 @@ class Session:
                 raise
 
     @contextmanager
-    def translated(self, refused: type[EngineError]) -> Iterator[None]:
+    def _translated(self, refused: type[EngineError]) -> Iterator[None]:
         try:
             yield
         except psycopg.OperationalError as error:
-            if not self.connection.closed:
+            if not self._connection.closed:
                 raise refused(self.masked(error)) from None
             raise EngineUnavailable(f"RisingWave at {self._address} does not answer: {self.masked(error)}") from None
         except psycopg.Error as error:
