@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import pyarrow as pa
 from confluent_kafka import KafkaException
@@ -28,6 +28,7 @@ from recs_platform.engines.risingwave.checks import (
     check_types,
     risingwave_version,
 )
+from recs_platform.engines.risingwave.deployed import RELATIONS, deployment_of, pointed_to, progress_of, standing
 from recs_platform.engines.risingwave.happenings import Happenings, happenings, in_words
 from recs_platform.engines.risingwave.lag import begun_anew, partitions
 from recs_platform.engines.risingwave.masking import without_secrets
@@ -49,9 +50,6 @@ from recs_platform.errors import EngineError, EngineUnavailable, QueryError, Sto
 from recs_platform.kafka_address import hosts
 from recs_platform.physical_names import (
     VersionId,
-    mentioned,
-    physical_names,
-    taken_apart,
     with_public_names,
 )
 from recs_platform.pipeline import Kind, Pipeline, Relation
@@ -80,14 +78,6 @@ AT_ONCE = 500  # keys of one question
 
 T = TypeVar("T")
 
-_KINDS = {
-    "materialized view": Kind.VIEW,
-    "view": Kind.VIEW,
-    "table": Kind.TABLE,
-    "source": Kind.SOURCE,
-    "sink": Kind.SINK,
-}
-
 
 class RisingWaveEngine:
     """One RisingWave and the Redis its sinks write to. Use it as a context manager or `close()` it."""
@@ -115,10 +105,10 @@ class RisingWaveEngine:
 
     def deployed(self) -> dict[str, str]:
         """A sink that only its pointer in Redis is missing of counts: it is there, and writes."""
-        return {version.name: version.id.fingerprint for version in _standing(self.deployment())}
+        return {version.name: version.id.fingerprint for version in standing(self.deployment())}
 
     def deployed_pipeline(self) -> Pipeline:
-        found = _standing(self.deployment())
+        found = standing(self.deployment())
         # by where they stand alone: a password that is a word of the SQL would be missing from it
         texts = {version.name: without_secrets(version.definition, ()) for version in found}
         return Pipeline.of_texts(
@@ -181,11 +171,7 @@ class RisingWaveEngine:
     # -- what is there --------------------------------------------------------------------------------------------
 
     def deployment(self) -> Deployment:
-        """All versions, the oldest first.
-
-        A sink is live where the pointer in Redis says so, a connection where something live reads it, all else where
-        the public view stands for it. Raises `StoreUnavailable` where Redis does not answer.
-        """
+        """All versions, the oldest first. Raises `StoreUnavailable` where Redis does not answer."""
         with self._answering():
             return self._found(self.progress(), replacements(self._redis), self._pointed_to)
 
@@ -193,48 +179,12 @@ class RisingWaveEngine:
         self,
         progress: Mapping[str, str],
         replaced: Mapping[str, float],
-        pointed_to: Callable[[Iterable[Version]], set[str]],
+        pointed: Callable[[Iterable[Version]], set[str]],
     ) -> Deployment:
-        found = self._session.rows(
-            "SELECT id, name, relation_type, definition FROM rw_catalog.rw_relations ORDER BY id"
-        )
-        published = self._published(found)
-        known = [
-            Version(
-                *parts,
-                kind=_KINDS[row["relation_type"]],
-                progress=progress.get(str(row["name"])),
-                definition=str(row["definition"]),
-                replaced_at=replaced.get(str(row["name"])),
-            )
-            for row in found
-            if row["relation_type"] in _KINDS and (parts := taken_apart(str(row["name"])))
-        ]
-        live = set(physical_names(published).values()) | pointed_to(known)
-        read = {physical for version in known if version.physical_name in live for physical in version.reads}
-        return Deployment(
-            tuple(replace(v, is_live=v.physical_name in (read if v.is_connection else live)) for v in known)
-        )
+        return deployment_of(self._session.rows(RELATIONS), progress, replaced, pointed)
 
     def _pointed_to(self, known: Iterable[Version]) -> set[str]:
-        """The physical names of the sinks that the pointers in Redis name."""
-        sinks = [version for version in known if version.redis_name]
-        pointers = self._redis.mget([keys.pointer(str(sink.redis_name)) for sink in sinks]) if sinks else []
-        return {
-            sink.physical_name for sink, id in zip(sinks, cast(list[str], pointers), strict=True) if id == str(sink.id)
-        }
-
-    @staticmethod
-    def _published(found: Sequence[Mapping[str, Any]]) -> dict[str, VersionId]:
-        """Public name → the version its view selects from."""
-        published = {}
-        for row in found:
-            if row["relation_type"] == "view" and taken_apart(str(row["name"])) is None:
-                for physical in mentioned(str(row["definition"])):
-                    name, version = taken_apart(physical) or ("", None)
-                    if version is not None and name == row["name"]:
-                        published[name] = version
-        return published
+        return pointed_to(self._redis, known)
 
     def status(self) -> Status:
         """`partitions`, from the views that are there for it. A part that cannot be asked is a problem, and the others are told."""
@@ -250,7 +200,7 @@ class RisingWaveEngine:
             "barrier_seconds": seen.barrier_seconds,
             "relations": [
                 RelationStatus(name=v.name, kind=v.kind, fingerprint=v.id.fingerprint, rows=None)
-                for v in _standing(deployment)
+                for v in standing(deployment)
             ],
             "building": {v.physical_name: v.progress or "" for v in deployment.versions if not v.is_whole},
             "partitions": self._partitions(files, deployment, problems),
@@ -300,12 +250,7 @@ class RisingWaveEngine:
             return otherwise
 
     def progress(self) -> dict[str, str]:
-        """Physical name → the engine's word on how far its build is, of all that are under way."""
-        found = {}
-        for row in self._session.rows("SELECT ddl_statement, progress FROM rw_catalog.rw_ddl_progress"):
-            for physical in list(mentioned(str(row["ddl_statement"])))[:1]:
-                found[physical] = str(row["progress"])
-        return found
+        return progress_of(self._session)
 
     def parameters(self) -> dict[str, str]:
         """The cluster's system parameters, by whichever name it heads the columns with."""
@@ -331,7 +276,7 @@ class RisingWaveEngine:
 
     def sink_rows(self, sink: str, count: int | None = None, among: Sequence[str] | None = None) -> pa.Table:
         """See `StreamEngine.sink_rows`; some are the first that its query gives."""
-        version = next((v for v in _standing(self.deployment()) if v.name == sink), None)
+        version = next((v for v in standing(self.deployment()) if v.name == sink), None)
         if version is None:
             raise EngineError(f"{sink} is not deployed")
         query = parse(Path(f"{version.physical_name}.sql"), version.definition).query_renamed({})
@@ -441,11 +386,6 @@ class RisingWaveEngine:
 
     def _answering(self) -> AbstractContextManager[None]:
         return answering(self.settings.redis_url)
-
-
-def _standing(deployment: Deployment) -> list[Version]:
-    """What is live, and the sinks that would be if Redis still had their pointers."""
-    return [*(version for version in deployment.versions if version.is_live), *deployment.unread]
 
 
 def _has_gone_back(deployment: Deployment, files: Pipeline) -> bool:
