@@ -24,7 +24,7 @@ from redis.exceptions import LockError
 
 from recs_platform.deployment import Deployment, Version
 from recs_platform.errors import EngineBusy, EngineError, EngineUnavailable, SourceError
-from recs_platform.physical_names import VersionId, taken_apart
+from recs_platform.physical_names import VersionId, physical_names, taken_apart
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, Step, Tell
 from recs_platform.serving import keys, versions
@@ -37,6 +37,7 @@ VERIFY_SECONDS = 600.0
 STANDS_SECONDS = 900.0  # for which a build may not get on
 SAMPLE = 200  # documents of a new version that are compared with their rows
 SLOT = "slot:"  # what is noted of a connection that was replaced, before the name of its replication slot
+NEVER_LIVE = 0.0  # since when something is replaced that no reader was ever on
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 
 
@@ -73,11 +74,13 @@ class Applier:
         begun = {version.physical_name for version in self._engine.deployment().versions}
         for step in plan.of(Action.CREATE):
             self._create(step, pipeline[step.name], plan.targets, step.physical_name in begun)
-        going = self._going_over(plan)
+        deployment = self._engine.deployment()
+        going = self._going_over(plan, deployment)
         for version in going:
             if version.kind == Kind.SINK:
                 self._verify(version, pipeline[version.name], plan.targets)
-        self._switch(going)
+        self._switch(going, _replaced_by(going, plan.targets, deployment))
+        self._forget_notes(plan.targets)
         self._retire(plan)
 
     def roll_back(self) -> Plan:
@@ -87,10 +90,10 @@ class Applier:
         if not going:
             raise EngineError("there is nothing to go back to: no version that was replaced is still kept")
         self._switch(going)
-        now = time.time()
+        # not before: cut short, the next one is to go on to these, and not back to where it came from
         left = [deployment.get(version.name, live[version.name]) for version in going if version.name in live]
-        for version in filter(None, left):
-            self._note_replaced(version, now)
+        self._note([version for version in left if version], time.time())
+        self._forget_notes({version.name: version.id for version in going})
         came_from = {version.name: f" from {live[version.name]}" for version in going if version.name in live}
         return Plan(
             tuple(Step(Action.SWITCH, v.name, str(v.id), f"readers go back{came_from.get(v.name, '')}") for v in going)
@@ -185,15 +188,14 @@ class Applier:
 
     # -- switch -------------------------------------------------------------------------------------------------
 
-    def _going_over(self, plan: Plan) -> list[Version]:
-        deployment = self._engine.deployment()
+    @staticmethod
+    def _going_over(plan: Plan, deployment: Deployment) -> list[Version]:
         wanted = [deployment.get(name, version) for name, version in plan.targets.items()]
         return [version for version in wanted if version and not version.is_live]
 
-    def _switch(self, going: Sequence[Version]) -> None:
+    def _switch(self, going: Sequence[Version], replaced: Collection[Version] = ()) -> None:
         self._lease.check()
-        if going:
-            self._redis.hdel(keys.REPLACED, *(version.physical_name for version in going))
+        self._note(replaced, time.time())
         began = time.perf_counter()
         versions.go_over(self._redis, {v.redis_name: str(v.id) for v in going if v.redis_name})
         took = f"Redis went over in {1000 * (time.perf_counter() - began):.1f} ms"
@@ -207,15 +209,19 @@ class Applier:
     # -- drop ---------------------------------------------------------------------------------------------------
 
     def _retire(self, plan: Plan) -> None:
-        """Notes what is replaced from now on, and removes what has been for long enough."""
-        now, there = time.time(), {version.physical_name: version for version in self._engine.deployment().versions}
+        """Notes what no file defines any more, and removes what was replaced long enough ago, or never live."""
+        now, deployment = time.time(), self._engine.deployment()
+        there = {version.physical_name: version for version in deployment.versions}
         self._sweep(there.keys())
         for step in plan.of(Action.DROP):
             version = there.get(step.physical_name)
             if version is None:
                 continue
-            self._note_replaced(version, now)
-            left = self._grace - (now - (version.replaced_at or now))
+            since = version.replaced_at
+            if since is None:
+                since = now if version.is_live or version in deployment.unread else NEVER_LIVE
+                self._note([version], since)
+            left = self._grace - (now - since)
             if left > 0:
                 self._tell(step, None, f"kept for {left:.0f} s more, for `recs rollback`")
                 continue
@@ -229,9 +235,16 @@ class Applier:
             else:
                 self._tell(step, 1.0, "removed")
 
-    def _note_replaced(self, version: Version, now: float) -> None:
-        outside = version.redis_name or (f"{SLOT}{version.slot}" if version.slot else "")
-        self._redis.hsetnx(keys.REPLACED, version.physical_name, f"{now} {outside}")
+    def _note(self, replaced: Collection[Version], since: float) -> None:
+        """All at once: what went together goes back together."""
+        if replaced:
+            notes = [(version.physical_name, f"{since} {_outside(version)}") for version in replaced]
+            self._redis.hset(keys.REPLACED, items=[part for note in notes for part in note])
+
+    def _forget_notes(self, live: Mapping[str, VersionId]) -> None:
+        """Of what readers are on now, also where a run was cut short before they had left it."""
+        if live:
+            self._redis.hdel(keys.REPLACED, *physical_names(live).values())
 
     def _sweep(self, there: Collection[str]) -> None:
         """Removes the keys, or the slot, of what was dropped when a run was cut short."""
@@ -258,6 +271,20 @@ class Applier:
                 self._redis.unlink(keys.pointer(version.redis_name))
             versions.remove(self._redis, version.redis_name, str(version.id))
         self._redis.hdel(keys.REPLACED, version.physical_name)
+
+
+def _replaced_by(going: Sequence[Version], targets: Mapping[str, VersionId], deployment: Deployment) -> list[Version]:
+    """What is live in the place of these; and what has been replaced before where a run was cut short while it switched."""
+    live, names = deployment.live, {version.name for version in going}
+    replaced = [version for version in deployment.versions if version.is_live and version.name in names]
+    cut_short = {version.replaced_at for version in replaced if version.replaced_at}
+    gone_over = (v for v in deployment.versions if v.id != targets.get(v.name) == live.get(v.name))
+    return [*replaced, *(v for v in gone_over if v.replaced_at in cut_short and v not in replaced)]
+
+
+def _outside(version: Version) -> str:
+    """What is left of it elsewhere when it is dropped: the `<name>` of its keys, or its slot."""
+    return version.redis_name or (f"{SLOT}{version.slot}" if version.slot else "")
 
 
 def replacements(connection: redis.Redis) -> dict[str, float]:

@@ -21,7 +21,7 @@ class Version:
     """One version of a relation. `progress` is the engine's word on a build that is under way, None once it is whole.
 
     `definition` is its statement as the engine keeps it, with secrets: never show it; "" where the engine keeps none.
-    `replaced_at`: since when (seconds since 1970) another version is live in its stead.
+    `replaced_at`: since when (seconds since 1970) another version is live in its stead; 0.0 where it never was live itself.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Deployment:
     def replaced_last(self) -> list[Version]:
         """What was live before the last switch, as far as it is still there. A sink that was merely written anew was
         replaced because it was wrong: it is no way back."""
-        known = [v for v in self.versions if v.replaced_at is not None and not v.is_live and not self._is_rewritten(v)]
+        known = [v for v in self.versions if v.replaced_at and not v.is_live and not self._is_rewritten(v)]
         last = max((version.replaced_at or 0.0 for version in known), default=None)
         return [version for version in known if version.replaced_at == last]
 

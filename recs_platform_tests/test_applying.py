@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,8 @@ class Cluster:
     def _is_live(self, version: Version) -> bool:
         if version.kind == Kind.SINK:
             return bool(self.redis.get(keys.pointer(str(version.redis_name))) == str(version.id))
+        if version.is_connection:
+            return any(version.physical_name in v.reads and self._is_live(v) for v in self.versions)
         return self.published.get(version.name) == version.id
 
     def _progress_of(self, physical: str) -> str | None:
@@ -301,8 +304,9 @@ def test_what_somebody_else_reads_stays_and_keeps_nothing_else_from_going(cluste
 
 def test_a_slot_of_a_connection_that_was_dropped_goes_when_postgresql_is_back(cluster: Cluster, tmp_path: Path) -> None:
     shop = "CREATE SOURCE shop WITH (connector = 'postgres-cdc', slot.name = 'recs_{}')"
+    copied = "CREATE TABLE customers (user_id BIGINT PRIMARY KEY) FROM shop TABLE 'public.customers'"
     for name in ("old", "new"):
-        apply(cluster, pipeline(tmp_path, FILES | {"shop": shop.format(name)}))
+        apply(cluster, pipeline(tmp_path, FILES | {"shop": shop.format(name), "customers": copied}))
     former = next(v for v in cluster.versions if v.slot == "recs_old")
     cluster.versions.remove(former)  # and died before it came to the slot
     cluster.has_no_postgres = True
@@ -377,6 +381,64 @@ def test_readers_go_back_while_the_old_is_there_and_forward_without_a_build(clus
     apply(cluster, after, grace=0)
     with pytest.raises(EngineError, match="nothing to go back to"):
         applier.roll_back()
+
+
+def test_a_version_that_was_refused_is_no_way_back_and_goes_at_once(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pipeline(tmp_path, FILES)
+    apply(cluster, before)
+    monkeypatch.setattr(applying, "VERIFY_SECONDS", 0.0)
+    cluster.loses = {"lists_sink"}
+    with pytest.raises(EngineError, match="not in Redis"):
+        apply(cluster, pipeline(tmp_path, CHANGED))
+    cluster.loses = set()
+    mended = pipeline(tmp_path, FILES | {"lists": FILES["lists"] + " WHERE at <> '1'"})
+    apply(cluster, mended)
+    kept = {before["lists_sink"].fingerprint, mended["lists_sink"].fingerprint}
+    assert {version.id.fingerprint for version in cluster.deployment().of("lists_sink")} == kept
+    documents = [key for key in map(str, cluster.redis.scan_iter("recs:lists:*")) if key.count(":") == 3]
+    assert len(documents) == 2 * len(ROWS), "its keys went with it"
+    Applier(cluster, cluster.redis, Lease(), 600.0).roll_back()
+    assert cluster.deployment().live == {r.name: VersionId(r.fingerprint) for r in before}
+
+
+def test_cut_short_anywhere_the_way_back_is_a_whole_one(cluster: Cluster, tmp_path: Path) -> None:
+    before = pipeline(tmp_path, FILES)
+    apply(cluster, before)
+    after = pipeline(tmp_path, CHANGED | {"others": FILES["others"] + " WHERE at <> '1'"})
+    for dies_at in itertools.count():
+        cluster.told.clear()
+        cluster.dies_at = dies_at
+        with suppress(CutShort):
+            apply(cluster, after)
+            break
+    cluster.dies_at = None
+    Applier(cluster, cluster.redis, Lease(), 600.0).roll_back()
+    assert cluster.deployment().live == {r.name: VersionId(r.fingerprint) for r in before}
+
+
+def test_a_way_back_that_was_cut_short_is_gone_on_with(cluster: Cluster, tmp_path: Path) -> None:
+    before = pipeline(tmp_path, FILES)
+    apply(cluster, before)
+    apply(cluster, pipeline(tmp_path, CHANGED | {"others": FILES["others"] + " WHERE at <> '1'"}))
+    cluster.told.clear()
+    cluster.dies_at = 0
+    with pytest.raises(CutShort):
+        Applier(cluster, cluster.redis, Lease(), 600.0).roll_back()
+    cluster.dies_at = None
+    Applier(cluster, cluster.redis, Lease(), 600.0).roll_back()
+    assert cluster.deployment().live == {r.name: VersionId(r.fingerprint) for r in before}
+
+
+def test_a_file_that_comes_back_is_no_longer_about_to_go(cluster: Cluster, tmp_path: Path) -> None:
+    apply(cluster, pipeline(tmp_path, FILES))
+    for name in ("others", "others_sink"):
+        (tmp_path / f"{name}.sql").unlink()
+    apply(cluster, Pipeline.load(tmp_path))
+    assert len(replacements(cluster.redis)) == 2
+    apply(cluster, pipeline(tmp_path, FILES))
+    assert replacements(cluster.redis) == {}, "or its grace would be over at once when it is replaced one day"
 
 
 def test_no_reader_goes_over_to_a_version_that_lacks_keys(
