@@ -77,6 +77,9 @@ class Applier:
         deployment = self._engine.deployment()
         going = self._going_over(plan, deployment)
         for version in going:
+            if version.name not in plan.creates:  # the run that created it may have stopped before it had its rows
+                self._fill(_switching(version), pipeline[version.name], version.id)
+        for version in going:
             if version.kind == Kind.SINK:
                 self._verify(version, pipeline[version.name], plan.targets)
         self._switch(going, _replaced_by(going, plan.targets, deployment))
@@ -148,7 +151,7 @@ class Applier:
 
     def _verify(self, version: Version, sink: Relation, targets: Mapping[str, VersionId]) -> None:
         """Every row of the sink has its key in Redis, and of some the document says what the row does."""
-        step = Step(Action.SWITCH, sink.name, str(version.id), "")
+        step = _switching(version)
         deadline = time.monotonic() + VERIFY_SECONDS
         while True:
             wanted = set(self._engine.sink_keys(sink, targets)["key"].to_pylist())
@@ -201,7 +204,7 @@ class Applier:
         took = f"Redis went over in {1000 * (time.perf_counter() - began):.1f} ms"
         for version in going:
             if version.redis_name:
-                self._tell(Step(Action.SWITCH, version.name, str(version.id), ""), 1.0, took)
+                self._tell(_switching(version), 1.0, took)
         for version in going:
             if version.kind != Kind.SINK and not version.is_connection:
                 self._engine.publish(version.name, version.id)
@@ -271,6 +274,10 @@ class Applier:
                 self._redis.unlink(keys.pointer(version.redis_name))
             versions.remove(self._redis, version.redis_name, str(version.id))
         self._redis.hdel(keys.REPLACED, version.physical_name)
+
+
+def _switching(version: Version) -> Step:
+    return Step(Action.SWITCH, version.name, str(version.id), "")
 
 
 def _replaced_by(going: Sequence[Version], targets: Mapping[str, VersionId], deployment: Deployment) -> list[Version]:

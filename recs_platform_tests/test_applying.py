@@ -97,8 +97,10 @@ class Cluster:
 
     def filling(self, relation: Relation, version: VersionId) -> tuple[int, int] | None:
         """The rows here, and there, where some come all the time."""
+        if relation.kind is not Kind.SOURCE:
+            return None
         self.filled += 5
-        return (self.filled, 12 + self.filled // 4) if relation.kind is Kind.SOURCE else None
+        return self.filled, 12 + self.filled // 4
 
     def failure(self, physical: str) -> str:
         return "it said no"
@@ -207,6 +209,20 @@ def test_a_table_is_waited_for_until_it_has_its_rows(cluster: Cluster, tmp_path:
     plan = make_plan(wanted, cluster.deployment(), CAPABILITIES)
     Applier(cluster, cluster.redis, Lease(), 600.0, lambda step, done, words: told.append(words)).apply(wanted, plan)
     assert told[:4] == ["being created", "5 of 13 rows", "10 of 13 rows", "built"], "nor for those that have come since"
+
+
+def test_a_table_that_was_being_filled_when_a_run_stopped_is_waited_for_by_the_next(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = pipeline(tmp_path, FILES)
+    monkeypatch.setattr(applying, "VERIFY_SECONDS", -1.0)
+    for rows in ("5 of 13", "10 of 14"):
+        with pytest.raises(EngineError, match=f"clicks has {rows} rows"):
+            apply(cluster, wanted)
+        assert cluster.deployment().live == {}, "it has no CREATE of it any more"
+    monkeypatch.setattr(applying, "VERIFY_SECONDS", 600.0)
+    apply(cluster, wanted)
+    assert cluster.deployment().live.keys() == FILES.keys()
 
 
 def test_a_build_that_stands_for_too_long_is_an_error_and_is_gone_on_with(
