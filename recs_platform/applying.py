@@ -70,6 +70,7 @@ class Applier:
 
     def apply(self, pipeline: Pipeline, plan: Plan) -> None:
         """Raises `EngineError` where the engine refuses or a version does not come out right; nothing is switched then."""
+        self._give_up(plan)
         self._engine.prepare([relation for relation in pipeline if relation.name in plan.creates])
         begun = {version.physical_name for version in self._engine.deployment().versions}
         for step in plan.of(Action.CREATE):
@@ -124,7 +125,7 @@ class Applier:
                     "message to each partition. `recs apply` goes on from here"
                 )
             time.sleep(BETWEEN_LOOKS)
-        if relation.kind is Kind.VIEW:
+        if relation.kind is Kind.VIEW and relation.is_materialized:
             self._engine.wait()
         if self._engine.deployment().get(relation.name, version) is None:
             raise EngineError(f"{physical} was not built: {self._engine.failure(physical)}")
@@ -228,15 +229,28 @@ class Applier:
             if left > 0:
                 self._tell(step, None, f"kept for {left:.0f} s more, for `recs rollback`")
                 continue
-            self._lease.check()
-            try:
-                self._drop(version)
-            except EngineUnavailable:
-                raise
-            except EngineError as error:  # something of somebody else's reads it: that keeps nothing else from going
-                self._tell(step, None, f"stays: {error}")
-            else:
-                self._tell(step, 1.0, "removed")
+            self._remove(step, version)
+
+    def _give_up(self, plan: Plan) -> None:
+        """Ends what an earlier run began to build and nobody wants any more: `wait` waits for that, too."""
+        unfinished = {
+            v.physical_name: v for v in self._engine.deployment().versions if not v.is_whole and not v.is_live
+        }
+        for step in plan.of(Action.DROP):
+            if version := unfinished.get(step.physical_name):
+                self._note([version], NEVER_LIVE)
+                self._remove(step, version)
+
+    def _remove(self, step: Step, version: Version) -> None:
+        self._lease.check()
+        try:
+            self._drop(version)
+        except EngineUnavailable:
+            raise
+        except EngineError as error:  # something of somebody else's reads it: that keeps nothing else from going
+            self._tell(step, None, f"stays: {error}")
+        else:
+            self._tell(step, 1.0, "removed")
 
     def _note(self, replaced: Collection[Version], since: float) -> None:
         """All at once: what went together goes back together."""

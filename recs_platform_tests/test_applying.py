@@ -52,7 +52,7 @@ class Cluster:
         self.told: list[str] = []
         self.loses: set[str] = set()  # sinks that never write their last key
         self.garbles: set[str] = set()  # sinks one of whose documents says something else than its row
-        self.compared = 0
+        self.compared = self.waited = 0
         self.dies_at: int | None = None
         self.filled = 0
         self.prepared: list[str] = []
@@ -93,6 +93,7 @@ class Cluster:
         self._note("prepare")
 
     def wait(self) -> None:
+        self.waited += 1
         assert not any(looks > 0 for looks in self.building.values()), "asked for while something is being built"
 
     def filling(self, relation: Relation, version: VersionId) -> tuple[int, int] | None:
@@ -113,7 +114,7 @@ class Cluster:
         assert physical_name(relation.name, version) not in known, "a name is taken"
         definition = relation.statement.renamed(physical_names(targets))
         self.versions.append(Version(relation.name, version, relation.kind, definition=definition))
-        if relation.kind is Kind.VIEW:
+        if relation.kind is Kind.VIEW and relation.is_materialized:
             self.building[physical_name(relation.name, version)] = 2
         if relation.kind is Kind.SINK:
             for key in self._keys(relation, version)[: -1 if relation.name in self.loses else None]:
@@ -149,6 +150,7 @@ class Cluster:
         if version.name in self.read_elsewhere:
             raise EngineError(f"somebody's view reads {version.physical_name}")
         self.versions = [v for v in self.versions if (v.name, v.id) != (version.name, version.id)]
+        self.building.pop(version.physical_name, None)
         self._note(f"drop {version.name}")  # may die here, before the keys are gone
 
     def drop_slot(self, slot: str) -> None:
@@ -236,6 +238,28 @@ def test_a_build_that_stands_for_too_long_is_an_error_and_is_gone_on_with(
     apply(cluster, wanted)
     assert cluster.told.count("create lists") == 1
     assert read(cluster.redis, "lists") == sorted(ROWS)
+
+
+def test_a_build_that_nobody_wants_any_more_is_given_up_before_anything_is_built(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(cluster, pipeline(tmp_path, FILES))
+    monkeypatch.setattr(applying, "STANDS_SECONDS", -1.0)
+    with pytest.raises(EngineError, match="has stood at"):
+        apply(cluster, pipeline(tmp_path, CHANGED))
+    cluster.building = {physical_name("lists", Pipeline.load(tmp_path)["lists"].fingerprint): 1_000_000}
+    monkeypatch.setattr(applying, "STANDS_SECONDS", 900.0)
+    cluster.told.clear()
+    apply(cluster, pipeline(tmp_path, FILES | {"lists": FILES["lists"] + " WHERE at <> '1'"}))
+    assert cluster.told == ["drop lists", "prepare", "create lists", "create lists_sink", "publish lists"]
+    assert cluster.redis.hlen(keys.REPLACED) == 2, "what was live is kept"
+
+
+def test_nothing_is_waited_for_where_nothing_is_built(cluster: Cluster, tmp_path: Path) -> None:
+    apply(cluster, pipeline(tmp_path, FILES))
+    assert cluster.waited == 2
+    apply(cluster, pipeline(tmp_path, FILES | {"plain": "CREATE VIEW plain AS SELECT at FROM others"}))
+    assert cluster.waited == 2
 
 
 def test_a_change_builds_what_reads_it_and_shares_the_rest(cluster: Cluster, tmp_path: Path) -> None:
