@@ -367,6 +367,36 @@ def test_an_edited_view_is_built_beside_the_old_one_and_swapped_in(cluster: Clus
 
 
 @pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("product_catalog", "CREATE TABLE product_catalog (product_id VARCHAR PRIMARY KEY)", "table"),
+        ("trending_products", "CREATE MATERIALIZED VIEW trending_products AS SELECT 1 AS x", "materialized view"),
+        ("trending_products", "CREATE VIEW trending_products AS SELECT 1 AS x", "view"),
+    ],
+)
+def test_a_public_name_that_is_taken_is_told_before_anything_is_sent(
+    cluster: Cluster, name: str, text: str, what: str
+) -> None:
+    cluster.catalog.execute(text.encode())
+    cluster.catalog.sent.clear()
+    remedy = rf"there is a {what} {name} that `recs apply` has not made.*: ALTER {what.upper()} {name} RENAME TO"
+    for refused in (cluster.engine.plan, cluster.engine.apply):
+        with pytest.raises(EngineError, match=remedy):
+            refused()
+    assert not [sent for sent in cluster.catalog.sent if not sent.startswith(("SELECT", "SHOW"))]
+    assert cluster.made == []
+
+
+def test_a_name_that_is_only_like_one_of_the_files_is_not_taken(cluster: Cluster) -> None:
+    cluster.catalog.execute(b"CREATE TABLE products_sink (x BIGINT)")
+    cluster.catalog.execute(b"CREATE SOURCE shop WITH (connector = 'kafka')")
+    cluster.catalog.relations["trending_products"] = (0, "view", "CREATE VIEW analytics.trending_products AS SELECT 1")
+    assert cluster.engine.plan().creates == set(Pipeline.of(cluster.engine.settings).relations), (
+        "no public name stands for a sink or a connection, and each schema has names of its own"
+    )
+
+
+@pytest.mark.parametrize(
     ("sql", "asks"),
     [
         ("SELECT 1", True), ("  select ';' AS semicolon ; ", True), ("WITH a AS (SELECT 1) SELECT * FROM a", True),

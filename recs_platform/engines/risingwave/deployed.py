@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import redis
 
 from recs_platform.deployment import Deployment, Version
 from recs_platform.engines.risingwave.session import Session
+from recs_platform.errors import EngineError
 from recs_platform.physical_names import VersionId, mentioned, physical_names, taken_apart
 from recs_platform.pipeline import Kind
 from recs_platform.serving import keys
@@ -22,6 +24,7 @@ _KINDS = {
     "source": Kind.SOURCE,
     "sink": Kind.SINK,
 }
+_SCHEMA = re.compile(r'\s*CREATE\s+(?:MATERIALIZED\s+)?\w+\s+(?:IF\s+NOT\s+EXISTS\s+)?"?(\w+)"?\s*\.', re.IGNORECASE)
 
 Row = Mapping[str, Any]
 
@@ -63,6 +66,24 @@ def published(found: Sequence[Row]) -> dict[str, VersionId]:
                 if version is not None and name == row["name"]:
                     versions[name] = version
     return versions
+
+
+def check_names(found: Sequence[Row], names: Collection[str]) -> None:
+    """Raises `EngineError` where a public name is somebody else's: a switch would never succeed, or take a view of theirs."""
+    ours = published(found)
+    for row in found:
+        name, what = str(row["name"]), str(row["relation_type"])
+        if name in names and name not in ours and not what.startswith("system") and not _is_elsewhere(row):
+            raise EngineError(
+                f"there is a {what} {name} that `recs apply` has not made, and readers are to find the pipeline's own under that "
+                f"name: ALTER {what.upper()} {name} RENAME TO another, or drop it"
+            )
+
+
+def _is_elsewhere(row: Row) -> bool:
+    """Whether it was created in another schema, as far as its statement says so."""
+    schema = _SCHEMA.match(str(row["definition"]))
+    return schema is not None and schema[1] != "public"
 
 
 def pointed_to(connection: redis.Redis, known: Iterable[Version]) -> set[str]:

@@ -28,7 +28,14 @@ from recs_platform.engines.risingwave.checks import (
     check_types,
     risingwave_version,
 )
-from recs_platform.engines.risingwave.deployed import RELATIONS, deployment_of, pointed_to, progress_of, standing
+from recs_platform.engines.risingwave.deployed import (
+    RELATIONS,
+    check_names,
+    deployment_of,
+    pointed_to,
+    progress_of,
+    standing,
+)
 from recs_platform.engines.risingwave.happenings import Happenings, happenings, in_words
 from recs_platform.engines.risingwave.lag import begun_anew, partitions
 from recs_platform.engines.risingwave.masking import without_secrets
@@ -154,6 +161,7 @@ class RisingWaveEngine:
         emptied = [name for name in self._emptied(deployment) if name in pipeline.relations]
         lost = {name for name in emptied if chosen is None or name in chosen}.difference(rebuild)
         plan = make_plan(pipeline, deployment, self.capabilities, {*rebuild, *lost}, chosen)
+        self._check_names(pipeline[name] for name in plan.targets if name not in live)
         self._check_catalog(version, (pipeline[name] for name in plan.creates))
         why = "Redis has lost its keys"
         return replace(plan, steps=tuple(replace(s, reason=why) if s.name in lost else s for s in plan.steps))
@@ -307,6 +315,12 @@ class RisingWaveEngine:
         for relation in pipeline:
             check_licence(relation)
         return version
+
+    def _check_names(self, new: Iterable[Relation]) -> None:
+        """Of what readers are to find for the first time."""
+        read = {r.name for r in new if r.kind is not Kind.SINK and r.connector != "postgres-cdc"}
+        if read:
+            check_names(self._session.rows(RELATIONS), read)
 
     def _check_catalog(self, version: tuple[int, int], created: Iterable[Relation]) -> None:
         """Asks PostgreSQL only where it is to be read from anew: what is there goes on without it."""
