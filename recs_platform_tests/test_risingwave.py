@@ -498,6 +498,39 @@ def test_a_sink_that_lost_its_pointer_alone_does_not_look_gone_back(
     assert not cluster.engine.status()["gone_back"]
 
 
+def test_gone_back_is_what_somebody_has_gone_back_from_and_no_edit_that_was_undone(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]
+) -> None:
+    path = cluster.engine.settings.sql_dir / "views" / "trending_products.sql"
+    before = path.read_text()
+    cluster.engine.apply()
+    path.write_text(before.replace("rank <= 10", "rank <= 8"))
+    cluster.engine.apply()
+    path.write_text(before)
+    assert not cluster.engine.status()["gone_back"], "an edit that was undone is one as any other"
+    path.write_text(before.replace("rank <= 10", "rank <= 8"))
+    cluster.engine.roll_back()
+    assert cluster.engine.status()["gone_back"]
+    path.write_text(before)
+    assert not cluster.engine.status()["gone_back"], "these files are live"
+    path.write_text(before.replace("rank <= 10", "rank <= 8"))
+    cluster.engine.roll_back()
+    assert not cluster.engine.status()["gone_back"], "and forth again"
+    cluster.engine.roll_back()
+    cluster.engine.apply()
+    assert not cluster.engine.status()["gone_back"], "somebody has asked for them"
+
+
+def test_one_can_go_back_from_files_that_cannot_be_read(cluster: Cluster) -> None:
+    path = cluster.engine.settings.sql_dir / "views" / "trending_products.sql"
+    before = path.read_text()
+    cluster.engine.apply()
+    path.write_text(before.replace("rank <= 10", "rank <= 8"))
+    cluster.engine.apply()
+    path.write_text("CREATE VIEW")
+    assert {step.name for step in cluster.engine.roll_back().steps} == {"trending_products", "trending_products_sink"}
+
+
 def test_a_redis_that_is_away_makes_sinks_ill_and_nothing_else(
     cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]
 ) -> None:

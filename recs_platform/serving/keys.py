@@ -37,7 +37,7 @@ VERSION_VARIABLE = "${version}"
 
 APPLY_LOCK = f"{ROOT}:_apply"
 LEFT = f"{ROOT}:_left"
-"""The digest of files of which a part waits until somebody asks for it."""
+"""The digest of files that somebody has gone back from, or of which a part waits until somebody asks for it."""
 REPLACED = f"{ROOT}:_replaced"
 """A hash: physical name of a version that was replaced → since when, in seconds since 1970, and a sink's `<name>`."""
 

@@ -53,7 +53,7 @@ from recs_platform.engines.risingwave.statements import (
 )
 from recs_platform.engines.risingwave.tables import filling, take_in_file
 from recs_platform.engines.status import PartitionStatus, RelationStatus, Status
-from recs_platform.errors import EngineError, EngineUnavailable, QueryError, StoreUnavailable
+from recs_platform.errors import EngineError, EngineUnavailable, PipelineError, QueryError, StoreUnavailable
 from recs_platform.kafka_address import hosts
 from recs_platform.physical_names import (
     VersionId,
@@ -142,7 +142,7 @@ class RisingWaveEngine:
         return plan
 
     def _note_left(self, files: Pipeline | None) -> None:
-        """That a part of these files waits for somebody to ask for it."""
+        """That these files, or a part of them, wait for somebody to ask for them."""
         if files:
             self._redis.set(keys.LEFT, files.digest)
         else:
@@ -151,7 +151,17 @@ class RisingWaveEngine:
     def roll_back(self, tell: Tell | None = None) -> Plan:
         """Lets readers go back to what was live before the last switch. Raises `EngineError` when that is gone."""
         with self._answering(), locked(self._redis) as lease, self._session.patiently():
+            with suppress(PipelineError):  # nobody deploys files that cannot be read
+                self._note_going_back(Pipeline.of(self.settings))
             return Applier(self, self._redis, lease, self.settings.grace_seconds, tell).roll_back()
+
+    def _note_going_back(self, files: Pipeline) -> None:
+        """Before readers go: or what they have left would be deployed again where a run is cut short."""
+        deployment = self.deployment()
+        if going := deployment.replaced_last:
+            ids = deployment.live | {version.name: version.id for version in going}
+            are_live = files.fingerprints.items() <= {name: id.fingerprint for name, id in ids.items()}.items()
+            self._note_left(None if are_live else files)
 
     def _planned(self, pipeline: Pipeline, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
         version = self.check(pipeline)
@@ -213,7 +223,7 @@ class RisingWaveEngine:
             "building": {v.physical_name: v.progress or "" for v in deployment.versions if not v.is_whole},
             "partitions": self._partitions(files, deployment, problems),
             "problems": problems,
-            "gone_back": left == files.digest or _has_gone_back(deployment, files),
+            "gone_back": left == files.digest,
         }
 
     def _as_far_as_told(self, problems: dict[str, str]) -> tuple[Deployment, str | None]:
@@ -400,18 +410,6 @@ class RisingWaveEngine:
 
     def _answering(self) -> AbstractContextManager[None]:
         return answering(self.settings.redis_url)
-
-
-def _has_gone_back(deployment: Deployment, files: Pipeline) -> bool:
-    """Whether a version that the files want was live, and another one is now. A sink that only Redis has lost the pointer of
-    says nothing of that."""
-    wanted, live = {r.name: r.fingerprint for r in files}, deployment.live
-    unread = {sink.name for sink in deployment.unread}
-    return any(
-        v.replaced_at is not None and not v.is_live and wanted.get(v.name) == v.id.fingerprint
-        for v in deployment.versions
-        if v.name not in unread and (v.name not in live or live[v.name].fingerprint != v.id.fingerprint)
-    )
 
 
 def _plain(value: object) -> object:
