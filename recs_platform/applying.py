@@ -71,10 +71,7 @@ class Applier:
     def apply(self, pipeline: Pipeline, plan: Plan) -> None:
         """Raises `EngineError` where the engine refuses or a version does not come out right; nothing is switched then."""
         self._give_up(plan)
-        self._engine.prepare([relation for relation in pipeline if relation.name in plan.creates])
-        begun = {version.physical_name for version in self._engine.deployment().versions}
-        for step in plan.of(Action.CREATE):
-            self._create(step, pipeline[step.name], plan.targets, step.physical_name in begun)
+        self._build(pipeline, plan)
         deployment = self._engine.deployment()
         going = self._going_over(plan, deployment)
         for version in going:
@@ -104,6 +101,14 @@ class Applier:
         )
 
     # -- create -------------------------------------------------------------------------------------------------
+
+    def _build(self, pipeline: Pipeline, plan: Plan) -> None:
+        self._engine.prepare([relation for relation in pipeline if relation.name in plan.creates])
+        # what an engine goes on to create for a run that was killed is in no catalog before it is whole
+        begun = set(self._engine.progress())
+        begun |= {version.physical_name for version in self._engine.deployment().versions}
+        for step in plan.of(Action.CREATE):
+            self._create(step, pipeline[step.name], plan.targets, step.physical_name in begun)
 
     def _create(self, step: Step, relation: Relation, targets: Mapping[str, VersionId], is_begun: bool) -> None:
         version, physical = targets[relation.name], step.physical_name

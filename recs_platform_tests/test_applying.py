@@ -49,6 +49,7 @@ class Cluster:
         self.versions: list[Version] = []
         self.published: dict[str, VersionId] = {}
         self.building: dict[str, int] = {}
+        self.coming: dict[str, Version] = {}  # what it goes on to create though nobody waits for it any more
         self.told: list[str] = []
         self.loses: set[str] = set()  # sinks that never write their last key
         self.garbles: set[str] = set()  # sinks one of whose documents says something else than its row
@@ -86,6 +87,8 @@ class Cluster:
     def progress(self) -> dict[str, str]:
         found = {physical: str(self._progress_of(physical)) for physical, looks in self.building.items() if looks > 0}
         self.building = {physical: looks - 1 for physical, looks in self.building.items()}
+        for physical in [p for p in self.coming if self.building.get(p, 0) <= 0]:
+            self.versions.append(self.coming.pop(physical))
         return found
 
     def prepare(self, created: Sequence[Relation]) -> None:
@@ -253,6 +256,21 @@ def test_a_build_that_nobody_wants_any_more_is_given_up_before_anything_is_built
     apply(cluster, pipeline(tmp_path, FILES | {"lists": FILES["lists"] + " WHERE at <> '1'"}))
     assert cluster.told == ["drop lists", "prepare", "create lists", "create lists_sink", "publish lists"]
     assert cluster.redis.hlen(keys.REPLACED) == 2, "what was live is kept"
+
+
+def test_what_the_engine_still_creates_for_a_run_that_was_killed_is_waited_for(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """It is in no catalog before it is whole, and its name is taken all the same."""
+    wanted = pipeline(tmp_path, FILES)
+    cluster.dies_at = 1 + list(wanted.relations).index("lists_sink")
+    with pytest.raises(CutShort):
+        apply(cluster, wanted)
+    sink = cluster.versions.pop()
+    cluster.coming, cluster.building[sink.physical_name], cluster.dies_at = {sink.physical_name: sink}, 4, None
+    apply(cluster, wanted)
+    assert cluster.told.count("create lists_sink") == 1
+    assert read(cluster.redis, "lists") == sorted(ROWS)
 
 
 def test_nothing_is_waited_for_where_nothing_is_built(cluster: Cluster, tmp_path: Path) -> None:
