@@ -38,6 +38,9 @@ STANDS_SECONDS = 900.0  # for which a build may not get on
 SAMPLE = 200  # documents of a new version that are compared with their rows
 SLOT = "slot:"  # what is noted of a connection that was replaced, before the name of its replication slot
 NEVER_LIVE = 0.0  # since when something is replaced that no reader was ever on
+_LAG = re.compile(r"\blag ((?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h)\s*)+)")
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 
 
@@ -111,18 +114,33 @@ class Applier:
             self._create(step, pipeline[step.name], plan.targets, step.physical_name in begun)
 
     def _create(self, step: Step, relation: Relation, targets: Mapping[str, VersionId], is_begun: bool) -> None:
-        version, physical = targets[relation.name], step.physical_name
+        version, physical, is_known = targets[relation.name], step.physical_name, False
         if not is_begun:
             self._tell(step, None, "being created")
             self._lease.check()
             if relation.kind is Kind.SINK:  # it writes at once: where this is gone later, so is what it wrote
-                self._redis.set(keys.marker(relation.redis_name, str(version)), "1")
+                is_known = not self._redis.set(keys.marker(relation.redis_name, str(version)), "1", nx=True)
             self._engine.create(relation, targets)
-        before, deadline = "", 0.0
+        self._await_build(step)
+        if relation.kind is Kind.VIEW and relation.is_materialized:
+            self._engine.wait()
+        built = self._engine.deployment().get(relation.name, version)
+        if built is None:
+            raise EngineError(f"{physical} was not built: {self._engine.failure(physical)}")
+        self._fill(step, relation, version)
+        if is_known:
+            self._verify(built, relation, targets)
+            self._prune(built, relation, targets)
+        self._tell(step, 1.0, "built")
+
+    def _await_build(self, step: Step) -> None:
+        physical, before, least, deadline = step.physical_name, "", float("inf"), 0.0
         while (progress := self._engine.progress().get(physical)) is not None:
             self._tell(step, _fraction(progress), progress)
-            if progress != before:
+            behind = _seconds_behind(progress)  # that it says something else of it at each look is no progress
+            if (behind < least) if behind is not None else (progress != before):
                 before, deadline = progress, time.monotonic() + STANDS_SECONDS
+                least = least if behind is None else behind
             elif time.monotonic() > deadline:
                 raise EngineError(
                     f"{physical} has stood at {progress!r} for {STANDS_SECONDS / 60:.0f} min. Is the engine overloaded? Where it "
@@ -130,12 +148,6 @@ class Applier:
                     "message to each partition. `recs apply` goes on from here"
                 )
             time.sleep(BETWEEN_LOOKS)
-        if relation.kind is Kind.VIEW and relation.is_materialized:
-            self._engine.wait()
-        if self._engine.deployment().get(relation.name, version) is None:
-            raise EngineError(f"{physical} was not built: {self._engine.failure(physical)}")
-        self._fill(step, relation, version)
-        self._tell(step, 1.0, "built")
 
     def _fill(self, step: Step, relation: Relation, version: VersionId) -> None:
         """Waits until a table has the rows it is a copy of."""
@@ -175,6 +187,13 @@ class Applier:
                     f"{_example(sink, min(missing))}readers stay on the version they have"
                 )
             time.sleep(BETWEEN_LOOKS)
+
+    def _prune(self, version: Version, sink: Relation, targets: Mapping[str, VersionId]) -> None:
+        """Removes what an earlier sink of the same version has left in Redis and no row stands for: dropped by hand, or with the
+        whole of the engine."""
+        found = set(versions.document_keys(self._redis, sink.redis_name, str(version.id)))
+        # asked after: what has come meanwhile is not among those that were found
+        versions.unlink_all(self._redis, found - set(self._engine.sink_keys(sink, targets)["key"].to_pylist()))
 
     def _compare(
         self, sink: Relation, targets: Mapping[str, VersionId], chosen: Sequence[str], deadline: float
@@ -325,6 +344,14 @@ def _noted(connection: redis.Redis) -> dict[str, str]:
 def _fraction(progress: str) -> float | None:
     match = _PERCENT.search(progress)
     return float(match[1]) / 100 if match else None
+
+
+def _seconds_behind(progress: str) -> float | None:
+    """How far a build that follows what comes in is behind, as in `LogStore [… avg lag 1m 30s]`; None where it is not there yet."""
+    match = _LAG.search(progress)
+    if match is None:
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in _SPAN.findall(match[1]))
 
 
 class Lease:

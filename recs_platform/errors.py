@@ -37,6 +37,10 @@ class EngineUnavailable(EngineError):
     """The stream engine does not answer."""
 
 
+class EngineRecovering(EngineUnavailable):
+    """The stream engine answers, and what it is asked cannot be done before it has recovered."""
+
+
 class EngineBusy(EngineError):
     """Somebody else changes what is deployed."""
 

@@ -243,6 +243,47 @@ def test_a_build_that_stands_for_too_long_is_an_error_and_is_gone_on_with(
     assert read(cluster.redis, "lists") == sorted(ROWS)
 
 
+def test_a_build_that_follows_what_comes_in_gets_on_where_it_comes_nearer(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = pipeline(tmp_path, FILES)
+    physical, progress = physical_name("lists", wanted["lists"].fingerprint), Cluster.progress
+
+    def behind(*lags: str) -> None:
+        left = iter(lags)
+
+        def told(self: Cluster) -> dict[str, str]:
+            lag = next(left, None) if any(v.name == "lists" for v in self.versions) else ""
+            self.building.clear()  # all others are built at once
+            progress(self)
+            return {physical: f"LogStore [2 epochs, avg lag {lag}]"} if lag else {}
+
+        monkeypatch.setattr(Cluster, "progress", told)
+
+    monkeypatch.setattr(applying, "STANDS_SECONDS", -1.0)
+    behind("59s 10ms", "1m 2s", "58s")
+    with pytest.raises(EngineError, match=r"lists__\w+ has stood at 'LogStore \[2 epochs, avg lag 1m 2s\]'"):
+        apply(cluster, wanted)
+    behind("1m 2s", "59.5s", "800ms", "99ms")
+    apply(cluster, wanted)
+    assert read(cluster.redis, "lists") == sorted(ROWS)
+
+
+@pytest.mark.parametrize("is_live", [False, True], ids=["", "and are read"])
+def test_documents_that_an_earlier_sink_of_the_same_version_has_left_go(
+    cluster: Cluster, tmp_path: Path, is_live: bool
+) -> None:
+    wanted = pipeline(tmp_path, FILES)
+    version = wanted["lists_sink"].fingerprint
+    cluster.redis.set(keys.marker("lists", version), "1")
+    cluster.redis.set(keys.prefix("lists", version) + "gone", "{}")
+    if is_live:
+        cluster.redis.set(keys.pointer("lists"), version)
+    apply(cluster, wanted)
+    assert read(cluster.redis, "lists") == sorted(ROWS)
+    assert cluster.redis.get(keys.prefix("lists", version) + "gone") is None
+
+
 def test_a_build_that_nobody_wants_any_more_is_given_up_before_anything_is_built(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -231,6 +231,7 @@ class Catalog:
         self.progress: dict[str, list[dict[str, Any]]] = {}
         self.events: list[dict[str, Any]] = []
         self.refuses: str | None = None  # statements with this in them
+        self.refusal = "Catalog error: not found"
         self._answer: list[dict[str, Any]] = []
         self._ids = itertools.count(1)
 
@@ -238,7 +239,7 @@ class Catalog:
         text = without_comments(sql.decode())
         self.sent.append(text)
         if self.refuses and self.refuses in text:
-            raise psycopg.errors.UndefinedTable(f"Catalog error: not found: {self.refuses}")
+            raise psycopg.errors.InternalError_(f"{self.refusal}: {self.refuses}")
         head = " ".join(text.split()[:3]).upper()
         for start, what in {
             "CREATE MATERIALIZED VIEW": "materialized view", "CREATE VIEW": "view", "CREATE TABLE": "table",
@@ -247,7 +248,7 @@ class Catalog:
             if head.startswith(start):
                 self._create(what, text)
         if head.startswith("DROP"):
-            self.relations.pop(text.split()[-1], None)
+            self._drop(text.split()[-1])
         if swapped := re.fullmatch(r"ALTER VIEW (\w+) SWAP WITH (\w+)", text):
             one, other = swapped.groups()
             self.relations[one], self.relations[other] = self.relations[other], self.relations[one]
@@ -260,6 +261,14 @@ class Catalog:
         self.relations[name] = (next(self._ids), what, text)
         if what == "materialized view":
             self.building[name] = 2
+
+    def _drop(self, name: str) -> None:
+        # not the name it was created by: views have swapped theirs
+        reads = {other: sql.partition(" AS ")[2] or sql for other, (*_, sql) in self.relations.items()}
+        readers = [other for other, sql in reads.items() if name in re.findall(r"\w+", sql)]
+        if name in self.relations and set(readers) - {name}:
+            raise psycopg.errors.DependentObjectsStillExist(f"{readers} read {name}")
+        self.relations.pop(name, None)
 
     def _rows(self, text: str) -> list[dict[str, Any]]:
         if "rw_relations" in text:
@@ -364,6 +373,20 @@ def test_an_edited_view_is_built_beside_the_old_one_and_swapped_in(cluster: Clus
     assert [text.split()[0] for text in swap] == ["CREATE", "ALTER", "DROP"]
     assert not any(text.startswith("DROP MATERIALIZED VIEW") for text in cluster.catalog.sent), "kept for a way back"
     assert any("Snapshot [50.00%" in line for line in told)
+
+
+def test_a_helper_that_a_switch_has_left_does_not_keep_the_old_version_for_ever(cluster: Cluster) -> None:
+    cluster.engine.apply()
+    path = cluster.engine.settings.sql_dir / "views" / "trending_products.sql"
+    path.write_text(path.read_text().replace("rank <= 10", "rank <= 8"))
+    cluster.catalog.refuses = "DROP VIEW IF EXISTS trending_products__next_"
+    cluster.engine.apply()
+    assert [name for name in cluster.catalog.relations if "__next_" in name]
+    cluster.catalog.refuses = None
+    cluster.engine.settings = replace(cluster.engine.settings, grace_seconds=0.0)
+    cluster.engine.apply()
+    assert not [name for name in cluster.catalog.relations if "__next_" in name]
+    assert len(cluster.engine.deployment().of("trending_products")) == 1
 
 
 @pytest.mark.parametrize(
@@ -575,6 +598,25 @@ def test_what_cannot_be_asked_keeps_nothing_else_from_being_told(
     assert {relation["name"] for relation in status["relations"]} == set(before)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Service unavailable: The cluster is starting or recovering", "The cluster is bootstrapping",
+        "failed to run command: cluster is under recovering", "DML is not permitted during cluster recovery",
+    ],
+)  # fmt: skip
+def test_a_recovery_in_the_middle_is_no_refusal(
+    cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]], words: str
+) -> None:
+    cluster.catalog.refuses, cluster.catalog.refusal = "CREATE SINK products_sink", words
+    with pytest.raises(EngineUnavailable, match="is not ready yet"):
+        cluster.engine.apply()
+    cluster.catalog.refuses = None
+    cluster.engine.apply()
+    cluster.catalog.refuses = "SELECT * FROM user_activity_raw_progress"
+    assert cluster.engine.status()["problems"].keys() == {"partitions"}, "and the rest is told meanwhile"
+
+
 def test_the_status_tells_the_slot_the_catalog_is_read_through(
     cluster: Cluster, kafka: dict[tuple[str, int], tuple[int, int]]
 ) -> None:
@@ -678,11 +720,31 @@ def test_a_connection_takes_its_slot_along(cluster: Cluster, monkeypatch: pytest
     monkeypatch.setattr(driver, "drop_slot", lambda url, slot: dropped.append(slot))
     cluster.engine.apply()
     shop = next(v for v in cluster.engine.deployment().versions if v.name == "shop")
+    for name in [n for n, (*_, sql) in cluster.catalog.relations.items() if shop.physical_name in sql]:
+        del cluster.catalog.relations[name]
     cluster.engine.drop(shop)
     assert dropped == [f"recs_{shop.id}"]
     cluster.engine.settings = replace(cluster.engine.settings, replication_slot="another")
     cluster.engine.drop(shop)
     assert dropped == [f"recs_{shop.id}"] * 2, "whatever the settings name by now"
+
+
+def test_a_slot_that_no_setting_leads_to_keeps_nothing_else_from_going(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.engine.apply()
+    slot = f"recs_{cluster.engine.deployment().live['shop']}"
+    moved = replace(cluster.engine.settings, catalog=UPSERTS, postgres_url="", grace_seconds=0.0)
+    cluster.engine.settings = moved
+    told = list[str]()
+    cluster.engine.apply(tell=lambda step, _, words: told.append(f"{step.name} {words}"))
+    assert any(f"pg_drop_replication_slot('{slot}')" in words and "RECS_POSTGRES_URL" in words for words in told)
+    assert {name for name in map(str, cluster.redis.hgetall(keys.REPLACED)) if name.startswith("shop__")}, "noted still"
+    assert not cluster.engine.apply(), "and all else is done"
+    monkeypatch.setattr(driver, "drop_slot", lambda url, name: told.append(f"dropped {name}"))
+    cluster.engine.settings = replace(moved, postgres_url="postgresql://reader@shop-db/shop")
+    cluster.engine.apply()
+    assert told[-1] == f"dropped {slot}"
 
 
 def test_what_is_told_and_kept_holds_no_password(cluster: Cluster) -> None:
@@ -934,6 +996,11 @@ def test_a_recovery_that_has_not_ended_is_a_problem(
     assert "engine" in cluster.engine.status()["problems"], "of one database alone"
     cluster.catalog.events += [happened("DATABASE_RECOVERY_SUCCESS", now + timedelta(seconds=3))]
     assert "engine" not in cluster.engine.status()["problems"]
+    cluster.catalog.events += [
+        happened("DATABASE_RECOVERY_START", now + timedelta(seconds=4), databaseStart={"databaseId": 1}),
+        happened("DATABASE_RECOVERY_SUCCESS", now + timedelta(seconds=5), databaseSuccess={"databaseId": 2}),
+    ]
+    assert "engine" in cluster.engine.status()["problems"], "that of another has ended"
 
 
 def test_kafka_that_is_away_is_a_problem_of_the_status(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

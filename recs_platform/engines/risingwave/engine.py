@@ -53,7 +53,16 @@ from recs_platform.engines.risingwave.statements import (
 )
 from recs_platform.engines.risingwave.tables import filling, take_in_file
 from recs_platform.engines.status import PartitionStatus, RelationStatus, Status
-from recs_platform.errors import EngineError, EngineUnavailable, PipelineError, QueryError, StoreUnavailable
+from recs_platform.errors import (
+    EngineError,
+    EngineRecovering,
+    EngineUnavailable,
+    PipelineError,
+    QueryError,
+    SettingsError,
+    SourceError,
+    StoreUnavailable,
+)
 from recs_platform.kafka_address import hosts
 from recs_platform.physical_names import (
     VersionId,
@@ -261,9 +270,9 @@ class RisingWaveEngine:
         """What was asked for, or else a problem. Raises `EngineUnavailable`: then nothing else can be asked, either."""
         try:
             return ask()
-        except EngineUnavailable:
-            raise
         except EngineError as error:
+            if isinstance(error, EngineUnavailable) and not isinstance(error, EngineRecovering):
+                raise
             problems[part] = str(error)[:LONGEST_PROBLEM]
             return otherwise
 
@@ -374,7 +383,7 @@ class RisingWaveEngine:
 
     def publish(self, name: str, version: VersionId) -> None:
         """Lets the public name stand for a version, in one step for whoever reads it."""
-        views = {str(row["name"]) for row in self._session.rows("SELECT name FROM rw_catalog.rw_views")}
+        views = self._views()
         for text in publication(name, version, views):
             self._session.do(text)
         for helper in helpers(name, views) | {helper_of(name, version, views)} if name in views else ():
@@ -382,11 +391,18 @@ class RisingWaveEngine:
             with suppress(QueryError):
                 self._session.do(f"DROP VIEW IF EXISTS {helper}", refused=QueryError)
 
+    def _views(self) -> set[str]:
+        return {str(row["name"]) for row in self._session.rows("SELECT name FROM rw_catalog.rw_views")}
+
     def unpublish(self, name: str) -> None:
         self._session.do(f"DROP VIEW IF EXISTS {name}")
 
     def drop(self, version: Version) -> None:
         """A connection takes its replication slot along. Raises `SourceError` where that is still held."""
+        for helper in helpers(
+            version.name, self._views()
+        ):  # one that a run left reads some version, and nothing else does
+            self._session.do(f"DROP VIEW IF EXISTS {helper}")
         self._session.do(removal(version))
         if version.is_connection:
             self.drop_slot(self._slot_of(version))
@@ -396,8 +412,14 @@ class RisingWaveEngine:
         return connection.slot or slot_name(self.settings.replication_slot, connection.id)
 
     def drop_slot(self, slot: str) -> None:
-        """Raises `SourceError` where PostgreSQL is away, or something still holds it."""
-        drop_slot(self.settings.require("postgres_url"), slot)
+        """Raises `SourceError` where PostgreSQL is away or nobody knows where it is, or something still holds the slot."""
+        try:
+            url = self.settings.require("postgres_url")
+        except SettingsError as error:
+            raise SourceError(
+                f"the slot {slot} stays, SELECT pg_drop_replication_slot('{slot}') drops it: {error}"
+            ) from None
+        drop_slot(url, slot)
 
     # -- questions ------------------------------------------------------------------------------------------------
 

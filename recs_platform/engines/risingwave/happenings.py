@@ -66,15 +66,26 @@ def _barrier_seconds(events: Sequence[Event], now: datetime) -> float | None:
 
 
 def _recovering_since(events: Sequence[Event]) -> datetime | None:
-    """One of a database ends with the next of all, too."""
-    of_all = next((event["timestamp"] for event in _of("GLOBAL_RECOVERY_SUCCESS", events)), None)
+    """One of a database ends with its own success, or with the next of all."""
+    of_all = _newest(_of("GLOBAL_RECOVERY_SUCCESS", events))
     under_way = []
     for kind in RECOVERIES:
-        started = next((event["timestamp"] for event in _of(f"{kind}_START", events)), None)
-        ends = [of_all, next((event["timestamp"] for event in _of(f"{kind}_SUCCESS", events)), None)]
-        if started and all(ended is None or ended < started for ended in ends):
-            under_way.append(started)
+        ended = _newest(_of(f"{kind}_SUCCESS", events))
+        for database, started in _newest(_of(f"{kind}_START", events)).items():
+            ends = [of_all.get(None), ended.get(database)]
+            if all(end is None or end < started for end in ends):
+                under_way.append(started)
     return min(under_way, default=None)
+
+
+def _newest(events: Sequence[Event]) -> dict[object, datetime]:
+    """Database → when its newest was; None where an event is of none."""
+    found = dict[object, datetime]()
+    for event in events:
+        of_which = next(iter(_told(event).values()), None)
+        database = of_which.get("databaseId") if isinstance(of_which, dict) else None
+        found[database] = max(event["timestamp"], found.get(database, event["timestamp"]))
+    return found
 
 
 def _of(kind: str, events: Sequence[Event]) -> list[Event]:

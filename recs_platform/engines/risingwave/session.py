@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +12,14 @@ from psycopg.rows import dict_row
 
 from recs_platform.engines.risingwave.hanging_up import hung_up_after
 from recs_platform.engines.risingwave.masking import secrets_of, without_secrets
-from recs_platform.errors import EngineError, EngineUnavailable, QueryError
+from recs_platform.errors import EngineError, EngineRecovering, EngineUnavailable, QueryError
 from recs_platform.settings import Settings, masked
 
 CONNECT_SECONDS = 5
 PATIENT_SECONDS = 300.0  # for each question and statement, while something is changed
+_RECOVERING = re.compile(
+    r"cluster is (?:starting or |under )?(?:recovering|bootstrapping)|during cluster recovery", re.IGNORECASE
+)
 
 
 class Session:
@@ -91,12 +95,16 @@ class Session:
     def _translated(self, refused: type[EngineError]) -> Iterator[None]:
         try:
             yield
-        except psycopg.OperationalError as error:
-            if not self._connection.closed:
-                raise refused(self.masked(error)) from None
-            raise EngineUnavailable(f"RisingWave at {self._address} does not answer: {self.masked(error)}") from None
         except psycopg.Error as error:
-            raise refused(self.masked(error)) from None
+            raise self._meant(error, refused) from None
+
+    def _meant(self, error: psycopg.Error, refused: type[EngineError]) -> EngineError:
+        words = self.masked(error)
+        if _RECOVERING.search(words):
+            return EngineRecovering(f"RisingWave at {self._address} is not ready yet: {words}")
+        if isinstance(error, psycopg.OperationalError) and self._connection.closed:
+            return EngineUnavailable(f"RisingWave at {self._address} does not answer: {words}")
+        return refused(words)
 
     def masked(self, text: object) -> str:
         return without_secrets(str(text), self._secrets)
