@@ -39,20 +39,26 @@ def load(settings: Settings) -> LastFiles:
 
 
 def _keep(settings: Settings, pipeline: Pipeline) -> None:
-    path = settings.state_dir / KEPT
     text = json.dumps({"of": _of(settings), "files": [[str(r.path), r.text] for r in pipeline]})
-    if not (path.exists() and path.read_text() == text):
-        keep_whole(path, text)
+    if _text(settings) != text:
+        keep_whole(settings.state_dir / KEPT, text)
+
+
+def _text(settings: Settings) -> str:
+    try:
+        return (settings.state_dir / KEPT).read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _kept(settings: Settings) -> Pipeline | None:
     """None where there are none, or they are others' or another release's."""
     try:
-        found = json.loads((settings.state_dir / KEPT).read_text())
+        found = json.loads(_text(settings))
         if found["of"] != _of(settings):
             return None
         return Pipeline.of_files((Path(path), text) for path, text in found["files"])
-    except (OSError, ValueError, KeyError, TypeError, PipelineError):
+    except (ValueError, KeyError, TypeError, PipelineError):
         return None
 
 

@@ -16,24 +16,30 @@ from dagster_shared.error import SerializableErrorInfo
 
 from recs_platform import monitor
 from recs_platform.commands import status
+from recs_platform.defs import files
 from recs_platform.errors import StackError
 from recs_platform.health import Finding, State
 from recs_platform.monitor import Report, Watch
+from recs_platform.pipeline import Pipeline
 from recs_platform.settings import Settings, default_sql_dir
 from recs_platform.stack.process import running
 from recs_platform.stack.service import Service, free_port
-from recs_platform.watchers import WEB_SERVER, Watcher, ask, graphql, watchers_of
+from recs_platform.watchers import WEB_SERVER, Watcher, ask, graphql, reload_code, versions_shown, watchers_of
 
 NOW = 1_000_000.0
 SENSORS = """
 import dagster as dg
+from pathlib import Path
+
+@dg.asset(code_version=Path(__file__).with_name("version").read_text())
+def kept(): ...
 
 def of(name):
     @dg.sensor(name=name, target=None, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
     def sensor(context): ...
     return sensor
 
-defs = dg.Definitions(sensors=[of("works"), of("fails"), of("has_begun"), of("has_never_worked")])
+defs = dg.Definitions(sensors=[of("works"), of("fails"), of("has_begun"), of("has_never_worked")], assets=[kept, dg.AssetSpec("topic")])
 """
 TICKS = {
     "works": [TickStatus.SUCCESS, TickStatus.SKIPPED],
@@ -117,11 +123,17 @@ def test_a_web_server_that_never_answered_is_late_at_once_and_the_status_says_so
 
 
 @pytest.fixture(scope="module")
-def dagster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of one that has ticks as in `TICKS`, and a second file that it cannot load."""
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("dagster")
-    for name, text in {"dagster.yaml": "", "sensors.py": SENSORS, "broken.py": "import nothing_of_the_sort"}.items():
+    texts = {"dagster.yaml": "", "sensors.py": SENSORS, "version": "1", "broken.py": "import nothing_of_the_sort"}
+    for name, text in texts.items():
         (home / name).write_text(text)
+    return home
+
+
+@pytest.fixture(scope="module")
+def dagster_url(home: Path) -> Iterator[str]:
+    """Of one that has ticks as in `TICKS`, and a second file that it cannot load."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = (sys.executable, "-m", "dagster_webserver", "-f", "sensors.py", "-f", "broken.py", "-p", str(port))
@@ -163,6 +175,23 @@ def test_a_tick_that_failed_or_has_not_ended_is_no_sign_of_life(dagster_url: str
         "has_begun": NOW,
         "has_never_worked": None,
     }
+
+
+def test_pages_are_told_to_load_what_has_changed(dagster_url: str, home: Path) -> None:
+    assert versions_shown(dagster_url) == {"kept": "1"}
+    (home / "version").write_text("2")
+    assert versions_shown(dagster_url) == {"kept": "1"}
+    reload_code(dagster_url)
+    assert versions_shown(dagster_url) == {"kept": "2"}
+
+
+def test_a_web_server_that_goes_on_to_show_other_files_is_told_three_times(dagster_url: str) -> None:
+    pipeline, reloaded, tries = Pipeline.load(default_sql_dir()), "", list[str]()
+    for _ in range(files.RELOADS + 1):
+        reloaded = files._shown(dagster_url, pipeline, reloaded)
+        tries.append(reloaded.removeprefix(f"{pipeline.digest} "))
+    assert tries == ["1", "2", "3", "3"]
+    assert files._shown(f"http://127.0.0.1:{free_port()}", pipeline, "").endswith(" 0"), "one that is away is none"
 
 
 def test_code_that_cannot_be_loaded_is_late_in_place_of_its_sensors(dagster_url: str) -> None:

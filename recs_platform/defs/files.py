@@ -71,15 +71,16 @@ def watcher(pipeline: Pipeline) -> dg.SensorDefinition:
 
 
 def _shown(dagster_url: str, pipeline: Pipeline, reloaded: str) -> str:
-    """Has the web server load its code anew where it shows other files. `reloaded`: for which that has been tried how often; returns
-    what to hand in at the next look."""
+    """Has the web server load its code anew where it shows other files. `reloaded`: for which files that has been tried how often,
+    or is done; returns what to hand in at the next look."""
     digest, _, tried = reloaded.partition(" ")
     tries = int(tried or 0) if digest == pipeline.digest else 0
     with suppress(
         OSError, ValueError, KeyError, TypeError
     ):  # whoever watches the watchers tells of a server that is away
-        wanted = {relation.name: relation.fingerprint for relation in pipeline}
-        if tries < RELOADS and versions_shown(dagster_url) != wanted:
+        if tries < RELOADS and versions_shown(dagster_url) == {r.name: r.fingerprint for r in pipeline}:
+            tries = RELOADS
+        elif tries < RELOADS:
             tries += 1
             reload_code(dagster_url)
     return f"{pipeline.digest} {tries}"
