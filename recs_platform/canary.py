@@ -117,7 +117,7 @@ def _send_message(settings: Settings, pipeline: Pipeline, canary: str, wait: flo
 
 
 def _write_row(row: str, settings: Settings, pipeline: Pipeline, canary: str, wait: float) -> None:
-    table = sql.Identifier(*pipeline["heartbeat"].options["table"].split("."))
+    table = sql.Identifier(*pipeline["heartbeat"].catalog_table.split("."))
     put = "INSERT INTO {} (name, canary) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET canary = excluded.canary"
     with postgres_at(settings.require("postgres_url"), wait) as connection:
         connection.execute(sql.SQL(put).format(table), [row, canary])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Final
@@ -144,19 +144,21 @@ def read_customers(postgres_url: str) -> list[Customer]:
 def seed(postgres_url: str, products: Iterable[Product], customers: Iterable[Customer]) -> tuple[int, int]:
     """Fills each of the two tables if it is empty; returns how many products and customers were added."""
     with connected(postgres_url) as connection:
-        return _fill(connection, "product_catalog", products), _fill(connection, "customers", customers)
+        return (
+            _fill(connection, "product_catalog", Product, products),
+            _fill(connection, "customers", Customer, customers),
+        )
 
 
 def add_products(postgres_url: str, products: Iterable[Product]) -> int:
     """Adds the products whose ids the catalog lacks, in one transaction; returns how many that were."""
     with connected(postgres_url) as connection:
         _stage(connection, COLUMNS, (astuple(product) for product in products))
-        added = connection.execute(
-            "INSERT INTO public.product_catalog (product_id, name, category, price, description, image_url, in_stock)"
-            " SELECT product_id, name, category, price, description, image_url, in_stock FROM staged"
-            " ON CONFLICT (product_id) DO NOTHING"
+        names = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
+        insert = sql.SQL(
+            "INSERT INTO public.product_catalog ({0}) SELECT {0} FROM staged ON CONFLICT (product_id) DO NOTHING"
         )
-        return added.rowcount
+        return connection.execute(insert.format(names)).rowcount
 
 
 def load_catalog(path: Path, postgres_url: str) -> Loaded:
@@ -181,12 +183,18 @@ def _exists(connection: psycopg.Connection, table: str) -> bool:
     return found is not None and found[0] is not None
 
 
-def _fill(connection: psycopg.Connection, table: str, rows: Iterable[Product] | Iterable[Customer]) -> int:
-    name = sql.Identifier("public", table)
+def _fill(
+    connection: psycopg.Connection,
+    table: str,
+    kind: type[Product] | type[Customer],
+    rows: Iterable[Product] | Iterable[Customer],
+) -> int:
+    """By the columns' names: a table that was there before has its own order of them."""
+    name, columns = sql.Identifier("public", table), sql.SQL(", ").join(sql.Identifier(f.name) for f in fields(kind))
     if connection.execute(sql.SQL("SELECT 1 FROM {} LIMIT 1").format(name)).fetchone():
         return 0
     with connection.cursor() as cursor:
-        with cursor.copy(sql.SQL("COPY {} FROM STDIN").format(name)) as copy:
+        with cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(name, columns)) as copy:
             for row in rows:
                 copy.write_row(astuple(row))
         return cursor.rowcount

@@ -74,7 +74,7 @@ def _wrong(copy: Relation, found: Sequence[Drift]) -> dict[str, str]:
 
 def _mended(copy: Relation, now: Columns, memory: Memory, wrong: Mapping[str, str]) -> Iterator[str]:
     """Its columns that are right, and were not, or were of another type or another column altogether."""
-    table, were_wrong = copy.options["table"], memory.wrong.get(copy.name)
+    table, were_wrong = copy.catalog_table, memory.wrong.get(copy.name)
     if were_wrong is None:
         return
     before = {column.name: column for column in memory.right.get(table, ())}
@@ -88,8 +88,8 @@ def _mended(copy: Relation, now: Columns, memory: Memory, wrong: Mapping[str, st
 def _remembered(pipeline: Pipeline, now: Columns, memory: Memory, wrong: Mapping[str, Mapping[str, str]]) -> Memory:
     """Columns as they are, but those that are wrong as they were, so that one that is renamed is known by its number."""
     right = {}
-    for table in {copy.options["table"] for copy in copies(pipeline)}:
-        off = {name for c in copies(pipeline) if c.options["table"] == table for name in wrong[c.name]}
+    for table in {copy.catalog_table for copy in copies(pipeline)}:
+        off = {name for c in copies(pipeline) if c.catalog_table == table for name in wrong[c.name]}
         kept = {column.name: column for column in memory.right.get(table, ()) if column.name in off}
         right[table] = tuple(({column.name: column for column in now.get(table, ())} | kept).values())
     return Memory(right, wrong)

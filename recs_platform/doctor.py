@@ -182,7 +182,7 @@ SELECT current_setting('server_version_num')::int / 10000 AS version, current_se
 
 def _postgres(settings: Settings, pipeline: Pipeline) -> Iterator[Diagnosis]:
     thing = "PostgreSQL"
-    tables = [copy.options["table"] for copy in copies(pipeline)]
+    tables = [copy.catalog_table for copy in copies(pipeline)]
     status = _status(settings)
     slot = slot_of(settings, status)
     with connected(settings.postgres_url, SECONDS) as server, server.cursor(row_factory=dict_row) as cursor:

@@ -128,7 +128,7 @@ def _count(engine: StreamEngine, name: str, owner: str, user: int) -> int:
 
 
 def _catalog_tables(pipeline: Pipeline) -> Iterator[str]:
-    return (copy.options["table"] for copy in copies(pipeline) if copy.names_shoppers)
+    return (copy.catalog_table for copy in copies(pipeline) if copy.names_shoppers)
 
 
 def _in_files(settings: Settings, pipeline: Pipeline, user: int) -> Traces:

@@ -139,7 +139,7 @@ def judge(
     unread = {
         relation_key(r.name): _unread_since(found.get(relation_key(r.name)), memory.get(relation_key(r.name)), now)
         for r in pipeline
-        if r.connector == "postgres-cdc"
+        if r.is_connection
     }
     outside = {key: _of_outside(key, found, counted[key], unread, pipeline, now) for key in _outside(pipeline)}
     new = _new(pipeline, found, memory)
@@ -331,7 +331,7 @@ def _of_catalog(
     key: Key, found: Mapping[Key, Reading], unread: Mapping[Key, float], pipeline: Pipeline, now: float
 ) -> Finding:
     """As its table and the slot it is read through are."""
-    slots = [found.get(relation_key(r.name)) for r in pipeline if r.connector == "postgres-cdc"]
+    slots = [found.get(relation_key(r.name)) for r in pipeline if r.is_connection]
     for slot in filter(None, slots):
         remedy = _slot_remedy(slot)
         if is_lost(slot):
@@ -395,7 +395,7 @@ def _of_relation(
     if key in new:
         next_step = "`recs apply` deploys it; Dagster does by itself, where nothing breaks by it"
         return Finding(key, State.UNKNOWN, 0.0, "it is new in sql/, and not deployed yet", next_step, key)
-    is_connection = relation.connector == "postgres-cdc"
+    is_connection = relation.is_connection
     if reading is None and not is_connection:
         return Finding(key, State.BROKEN, 0.0, "it is not deployed", "materialize it, or `recs apply`", key)
     problem = reading.state.get("problem") if reading else None

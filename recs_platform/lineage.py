@@ -99,7 +99,7 @@ def outside_key(relation: Relation) -> Key | None:
     """What outside the engine a source or table is fed by; None for all others."""
     if relation.topic:
         return topic_key(relation.topic)
-    table = relation.options.get("table")
+    table = relation.catalog_table
     return catalog_key(table) if table else None
 
 

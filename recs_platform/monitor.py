@@ -252,7 +252,7 @@ def _wanted(pipeline: Pipeline) -> Iterator[Reading]:
 
 
 def _catalog_keys(pipeline: Pipeline) -> Iterable[Key]:
-    return [catalog_key(copy.options["table"]) for copy in copies(pipeline)]
+    return [catalog_key(copy.catalog_table) for copy in copies(pipeline)]
 
 
 def _text(path: Path) -> str | None:

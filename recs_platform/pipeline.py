@@ -101,6 +101,21 @@ class Relation:
         return self.statement.is_materialized
 
     @property
+    def is_materialized_query(self) -> bool:
+        """Whether an engine keeps the rows of its query: of a view or a sink."""
+        return self.is_materialized and self.query is not None
+
+    @property
+    def is_connection(self) -> bool:
+        """Whether it is a database that is merely connected to: nothing can be selected from it."""
+        return self.kind is Kind.SOURCE and self.connector == "postgres-cdc"
+
+    @property
+    def catalog_table(self) -> str:
+        """The table of PostgreSQL that it is a copy of, "" where it is none."""
+        return self.options.get("table", "")
+
+    @property
     def is_from_file(self) -> bool:
         """Whether it is a table that nothing feeds but a file."""
         return self.kind is Kind.TABLE and not self.options
@@ -191,7 +206,7 @@ class Pipeline:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Name → fingerprint of what has rows or a query: all but databases that are merely connected to."""
-        return {r.name: r.fingerprint for r in self if r.is_materialized or r.query is not None}
+        return {r.name: r.fingerprint for r in self if not r.is_connection}
 
     @property
     def digest(self) -> str:

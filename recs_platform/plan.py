@@ -74,7 +74,7 @@ def make_plan(
     again = set(rebuild)
     for name in again:
         pipeline[name]  # raises for a name nobody defines
-    wanted = [r for r in pipeline if r.is_materialized or r.query is not None or capabilities.deploys_connections]
+    wanted = [r for r in pipeline if not r.is_connection or capabilities.deploys_connections]
     in_place = again if capabilities.rebuilds_in_place else set[str]()
     live = deployment.live
     if only is not None:

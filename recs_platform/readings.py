@@ -184,8 +184,8 @@ def of_catalog(url: str, slot: str | None, pipeline: Pipeline, remedy: str = "")
 
     Raises `SourceError`, password masked, when PostgreSQL does not answer.
     """
-    tables = {copy.options["table"] for copy in copies(pipeline)}
-    sources = [relation for relation in pipeline if relation.connector == "postgres-cdc"]
+    tables = {copy.catalog_table for copy in copies(pipeline)}
+    sources = [relation for relation in pipeline if relation.is_connection]
     options = f"-c statement_timeout={STATEMENT_MILLISECONDS}"
     try:
         with psycopg.connect(url, connect_timeout=CONNECT_SECONDS, options=options, row_factory=dict_row) as server:

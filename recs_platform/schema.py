@@ -112,8 +112,8 @@ def read_columns(postgres_url: str, tables: Collection[str]) -> dict[str, tuple[
 
 
 def copies(pipeline: Pipeline) -> list[Relation]:
-    """The relations that are copies of catalog tables; `options["table"]` is which."""
-    return [relation for relation in pipeline if "table" in relation.options]
+    """The relations that are copies of catalog tables; `catalog_table` is which."""
+    return [relation for relation in pipeline if relation.catalog_table]
 
 
 def needed_columns(pipeline: Pipeline, relation: Relation) -> frozenset[str]:
@@ -141,7 +141,7 @@ def _of(
     now: Mapping[str, Sequence[CatalogColumn]],
     before: Mapping[str, Sequence[CatalogColumn]],
 ) -> Iterator[Drift]:
-    table = relation.options["table"]
+    table = relation.catalog_table
     there = {column.name: column for column in now.get(table, ())}
     if not there:
         yield _drift(relation, table, "", What.TABLE_GONE, "", pipeline)

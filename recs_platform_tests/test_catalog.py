@@ -57,6 +57,16 @@ def test_empty_tables_are_seeded_and_others_are_not(postgres_url: str) -> None:
     assert read_catalog(postgres_url) == [TEA, LAMP]
 
 
+def test_a_table_of_the_shops_own_is_filled_by_its_columns_names(postgres_url: str) -> None:
+    ensure_catalog(postgres_url)
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("ALTER TABLE product_catalog DROP COLUMN name")
+        connection.execute("ALTER TABLE product_catalog ADD COLUMN name text, ADD COLUMN brand text DEFAULT 'ours'")
+    assert seed(postgres_url, [TEA], []) == (1, 0)
+    assert add_products(postgres_url, [LAMP]) == 1
+    assert read_catalog(postgres_url) == [TEA, LAMP]
+
+
 def test_products_the_catalog_has_are_not_added_again(postgres_url: str) -> None:
     ensure_catalog(postgres_url)
     assert add_products(postgres_url, [TEA]) == 1

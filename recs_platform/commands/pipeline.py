@@ -106,7 +106,7 @@ class Findings:
         wanted = Pipeline.of(settings)
         made = engine.plan(rebuild, only)
         meaning = changes(made, engine.deployed_pipeline(), wanted, engine.capabilities)
-        tables = {copy.options["table"] for copy in copies(wanted)}
+        tables = {copy.catalog_table for copy in copies(wanted)}
         if not tables:
             return cls(made, meaning, [])
         try:

@@ -109,7 +109,7 @@ def slot_health(pipeline: Pipeline) -> dg.SensorDefinition:
     )
     def sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """What is lost at two looks starts one run of `rebuild_views`, where the settings allow it."""
-        before, connections = repairs.load(context.cursor), [r.name for r in pipeline if r.connector == "postgres-cdc"]
+        before, connections = repairs.load(context.cursor), [r.name for r in pipeline if r.is_connection]
         try:
             may_repair = platform.settings().repair_slot
             lost, words = _lost_slots(platform, pipeline)
@@ -149,7 +149,7 @@ def _lost_slots(platform: Platform, pipeline: Pipeline) -> tuple[list[str], str]
 
 def columns(platform: Platform, pipeline: Pipeline) -> dict[str, tuple[CatalogColumn, ...]]:
     """The catalog tables' columns as they are. Raises `SourceError`, or `SettingsError` when no stack runs."""
-    tables = {copy.options["table"] for copy in copies(pipeline)}
+    tables = {copy.catalog_table for copy in copies(pipeline)}
     return read_columns(platform.settings().require("postgres_url"), tables)
 
 

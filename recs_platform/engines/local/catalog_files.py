@@ -44,7 +44,7 @@ class FileFeed:
         before = dict(self._stamps)
         changed = [table for table in self.tables if self._has_changed(table)]
         try:
-            return CatalogBatch({table.name: self._whole(table) for table in changed}, after, {})
+            return CatalogBatch({table.name: self._whole(table) for table in changed}, after)
         except SourceError:
             self._stamps = before  # none of them is handed over: all are read again
             raise

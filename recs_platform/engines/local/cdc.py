@@ -58,12 +58,11 @@ Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 @dataclass(frozen=True)
 class CatalogBatch:
     """Whole transactions, by relation name. Once they are committed, `end_lsn` is what to `advance` to, and the
-    `after` of the next poll. `columns`: those PostgreSQL last announced for each table that changed.
+    `after` of the next poll.
     """
 
     changes: Mapping[str, TableChanges]
     end_lsn: int
-    columns: Mapping[str, tuple[str, ...]]
 
 
 class CatalogFeed:
@@ -76,7 +75,6 @@ class CatalogFeed:
         self.publication, self.slot, self.tables = publication, slot, tuple(tables)
         self._url = postgres_url
         self._connection: Connection | None = None
-        self._columns: dict[str, tuple[str, ...]] = {}
         self._numbers: dict[str, dict[str, int]] = {}
         self._absent: dict[str, frozenset[str]] = {}
         self._afresh = False
@@ -122,8 +120,7 @@ class CatalogFeed:
             for table in self.tables:
                 self._settle(connection, table, changes.lacking.get(table.name, ()))
                 self._read_again(connection, table, changes)
-        self._columns.update(changes.columns)
-        return CatalogBatch(changes.outcome(), max(after, changes.end_lsn or end_of_log), dict(self._columns))
+        return CatalogBatch(changes.outcome(), max(after, changes.end_lsn or end_of_log))
 
     def advance(self, lsn: int) -> None:
         """Tells PostgreSQL that everything up to there is committed here, so that it may forget. Raises `SourceError`.

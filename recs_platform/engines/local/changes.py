@@ -145,7 +145,6 @@ class Changes:
     def __init__(self, tables: Iterable[CatalogTable], after: int) -> None:
         self.end_lsn = 0
         self.states: dict[str, TableState] = {}
-        self.columns: dict[str, tuple[str, ...]] = {}
         self.lacking: dict[str, list[str]] = {}
         self._after, self._is_known = after, False
         self._tables: dict[tuple[str, str], list[CatalogTable]] = {}
@@ -170,7 +169,6 @@ class Changes:
     def _announce(self, relation: Relation) -> None:
         self._relations[relation.id] = relation
         for table in self._tables_of(relation.id):
-            self.columns[table.name] = tuple(column.name for column in relation.columns)
             self.lacking[table.name] = table.lacks({c.name: _type_name(c.type_oid) for c in relation.columns})
 
     def _change(self, message: Insert | Update | Delete | Truncate) -> None:

@@ -172,7 +172,7 @@ class Database:
             files.keep(connection, pipeline, is_other=before != pipeline.fingerprints)
             self._branches.keep(None, connection)
             for relation in pipeline:
-                if relation.is_materialized or relation.query is not None:
+                if not relation.is_connection:
                     connection.execute(
                         f"CREATE OR REPLACE VIEW {quoted(relation.name)} AS SELECT * FROM {quoted(relation.physical_name)}"
                     )

@@ -119,8 +119,7 @@ class Engine:
             return FileFeed(s.catalog_dir, [_table(r, r.name) for r in pipeline if r.is_from_file])
         is_lenient = s.follow_breaking_changes
         tables = [
-            _table(r, r.options["table"], frozenset(r.key) if is_lenient else needed_columns(pipeline, r))
-            for r in copied
+            _table(r, r.catalog_table, frozenset(r.key) if is_lenient else needed_columns(pipeline, r)) for r in copied
         ]
         return CatalogFeed(s.require("postgres_url"), s.publication, s.replication_slot, tables)
 

@@ -75,13 +75,9 @@ def from_files(pipeline: Pipeline) -> list[Relation]:
 
 def _first(pipeline: Pipeline) -> list[Relation]:
     """The relations with rows that are read from topics, with none with rows in between."""
-    return [
-        relation
-        for relation in pipeline
-        if relation.query is not None and relation.is_materialized and _is_first(relation, pipeline)
-    ]
+    return [relation for relation in pipeline if relation.is_materialized_query and _is_first(relation, pipeline)]
 
 
 def _is_first(relation: Relation, pipeline: Pipeline) -> bool:
     beyond: Iterable[Relation] = [r for r in pipeline.with_ancestors({relation.name}) if r is not relation]
-    return any(r.topic for r in beyond) and not any(r.query is not None and r.is_materialized for r in beyond)
+    return any(r.topic for r in beyond) and not any(r.is_materialized_query for r in beyond)

@@ -237,7 +237,7 @@ def _brings_messages(relation: Relation) -> bool:
 
 def _only_grows(relation: Relation, pipeline: Pipeline) -> bool:
     """Whether its rows stand for messages, so that they leave by time alone; rows of others are replaced."""
-    is_kept = relation.query is not None and relation.is_materialized
+    is_kept = relation.is_materialized_query
     return is_kept and analyse(relation, pipeline).mode in (Mode.APPEND, Mode.LINEAR)
 
 

@@ -55,7 +55,7 @@ def check_source(relation: Relation) -> None:
                 "(FORMAT PLAIN ENCODE BYTES)",
                 relation.path,
             )
-    elif "table" not in relation.options and not relation.is_from_file:
+    elif not relation.catalog_table and not relation.is_from_file:
         raise UnsupportedSql(
             "a source is Kafka (connector = 'kafka'), a table of a PostgreSQL source or one without options, of a file",
             relation.path,
@@ -82,7 +82,7 @@ def refreshers_of(pipeline: Pipeline, storage: Storage) -> list[Refresher]:
 
     Raises `UnsupportedSql` for a relation the local engine could not keep right.
     """
-    kept = {r.name: Refresher(r, pipeline, storage) for r in pipeline if r.query is not None and r.is_materialized}
+    kept = {r.name: Refresher(r, pipeline, storage) for r in pipeline if r.is_materialized_query}
     read = {o.relation for refresher in kept.values() for o in refresher.analysis.occurrences}
     return [
         kept.get(r.name) or Refresher(r, pipeline, storage)

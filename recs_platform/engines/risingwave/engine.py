@@ -337,20 +337,20 @@ class RisingWaveEngine:
 
     def _check_names(self, new: Iterable[Relation]) -> None:
         """Of what readers are to find for the first time."""
-        read = {r.name for r in new if r.kind is not Kind.SINK and r.connector != "postgres-cdc"}
+        read = {r.name for r in new if r.kind is not Kind.SINK and not r.is_connection}
         if read:
             check_names(self._session.rows(RELATIONS), read)
 
     def _check_catalog(self, version: tuple[int, int], created: Iterable[Relation]) -> None:
         """Asks PostgreSQL only where it is to be read from anew: what is there goes on without it."""
-        copied = [r for r in created if r.connector == "postgres-cdc" or "table" in r.options]
+        copied = [r for r in created if r.is_connection or r.catalog_table]
         if not copied:
             return
         url = self.settings.require("postgres_url")
         check_postgres(version, major_version(url))
-        columns = read_columns(url, {r.options["table"] for r in copied if "table" in r.options})
+        columns = read_columns(url, {r.catalog_table for r in copied if r.catalog_table})
         for relation in copied:
-            check_types(relation, columns.get(relation.options.get("table", ""), ()))
+            check_types(relation, columns.get(relation.catalog_table, ()))
 
     def prepare(self, created: Sequence[Relation]) -> None:
         """Creates topics and catalog tables that are missing, of what is about to be created: what is there goes on without Kafka
@@ -359,7 +359,7 @@ class RisingWaveEngine:
         if topics := {relation.topic: relation.is_keyed for relation in created if relation.topic}:
             servers, count = settings.require("kafka_bootstrap_servers"), settings.kafka_partitions
             ensure_topics(servers, topics, count, compacted={topic for topic, is_keyed in topics.items() if is_keyed})
-        if any("table" in relation.options for relation in created):
+        if any(relation.catalog_table for relation in created):
             ensure_catalog(settings.require("postgres_url"))
         wanted = str(self.settings.barrier_interval_ms)
         if self.parameters().get("barrier_interval_ms") != wanted:

@@ -23,7 +23,7 @@ def filling(session: Session, relation: Relation, version: VersionId, settings: 
     if "table" not in relation.options:
         return None
     here = session.rows(f"SELECT COUNT(*) AS rows FROM {physical_name(relation.name, version)}")[0]["rows"]
-    return int(here), count_rows(settings.require("postgres_url"), relation.options["table"])
+    return int(here), count_rows(settings.require("postgres_url"), relation.catalog_table)
 
 
 def take_in_file(session: Session, relation: Relation, version: VersionId, settings: Settings) -> None:
