@@ -22,6 +22,7 @@ The modes, from the cheapest to the one that is always right:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -31,6 +32,10 @@ from recs_platform.engines.local.ranking import Top, top_of
 from recs_platform.engines.local.tracing import Edge, Occurrence, TimeFilter, Traced, Tracer
 from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Kind, Pipeline, Relation, render
+
+_BY_TIME_ALONE = (
+    "a view of a Kafka source may filter by time with `column > NOW() - INTERVAL …` alone, and must select that column"
+)
 
 
 class Mode(StrEnum):
@@ -195,10 +200,7 @@ def _check_appended(analysis: Analysis) -> None:
     """Rows of messages are added and expire by themselves, so that each must do so in the same way, whichever branch it is of."""
     path, ways = analysis.relation.path, set[tuple[tuple[str, int], ...]]()
     if analysis.clock_bound:
-        raise UnsupportedSql(
-            "a view of a Kafka source may filter by time with `column > NOW() - INTERVAL …` alone, and must select that column",
-            path,
-        )
+        raise UnsupportedSql(_BY_TIME_ALONE, path)
     if any(union.args.get("distinct") for union in analysis.query.find_all(exp.SetOperation)):
         raise UnsupportedSql(
             "over a Kafka source UNION ALL alone: what is the same is told apart in a view of its own", path
@@ -207,6 +209,21 @@ def _check_appended(analysis: Analysis) -> None:
         ways.add(tuple(sorted((f.op, f.offset) for f in analysis.time_filters if o.index in f.subject)))
     if len(ways) > 1:
         raise UnsupportedSql("the branches of a UNION ALL over Kafka sources must filter by time alike", path)
+
+
+def expiring_columns(analysis: Analysis) -> Iterator[tuple[str, TimeFilter]]:
+    """The output columns by which rows of a source's view expire: its log may be shorter than the view. Raises `UnsupportedSql`."""
+    for time_filter in analysis.time_filters:
+        column = next((name for name, traced in analysis.outputs.items() if _is_the_same(traced, time_filter)), None)
+        if column is None or not time_filter.keeps_newer:
+            subjects = sorted({expression.sql().partition(".")[2] for expression in time_filter.subject.values()})
+            raise UnsupportedSql(f"{_BY_TIME_ALONE} ({', '.join(subjects)})", analysis.relation.path)
+        yield column, time_filter
+
+
+def _is_the_same(output: Traced, time_filter: TimeFilter) -> bool:
+    """Whether a column is what a filter looks at, in whichever branch."""
+    return all(i in output and output[i].sql() == subject.sql() for i, subject in time_filter.subject.items())
 
 
 def _tells_redis_keys(analysis: Analysis) -> bool:

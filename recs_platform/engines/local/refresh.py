@@ -15,13 +15,12 @@ from sqlglot import exp
 
 from recs_platform.engines.local.connection import Connection
 from recs_platform.engines.local.deltas import Rows, Tick, delta_name, delta_table, from_pairs, names, paired
-from recs_platform.engines.local.incremental import Analysis, Mode, analyse
+from recs_platform.engines.local.incremental import Analysis, Mode, analyse, expiring_columns
 from recs_platform.engines.local.ranking import GHOST, with_ghosts
 from recs_platform.engines.local.storage import Storage, quoted
 from recs_platform.engines.local.touching import Touching, bound, sql_of
-from recs_platform.engines.local.tracing import Occurrence, TimeFilter, Traced
+from recs_platform.engines.local.tracing import Occurrence
 from recs_platform.engines.transpile import to_duckdb
-from recs_platform.errors import UnsupportedSql
 from recs_platform.pipeline import Pipeline, Relation
 
 _OCCURRENCE = re.compile(r'"occurrence_(\d+)"')
@@ -43,7 +42,7 @@ class Refresher:
         self._template_then = self._template.replace("GETVARIABLE('now')", "GETVARIABLE('then')")
         top = self.analysis.top
         self._ranking = _template(self.analysis, with_ghosts(self.analysis.query)) if top else ""
-        expiry = list(self._expiring_columns()) if self.mode is Mode.APPEND else []
+        expiry = list(expiring_columns(self.analysis)) if self.mode is Mode.APPEND else []
         self._expired = " OR ".join(f"NOT ({quoted(column)} {f.op} {bound(f, 'now')})" for column, f in expiry)
         self._ways = {
             Mode.PASSING: self._derive,
@@ -112,7 +111,7 @@ class Refresher:
 
     def _is_moved(self, tick: Tick) -> bool:
         """Whether time alone may have changed something here."""
-        return tick.has_moved and bool(self.analysis.time_filters or self.analysis.clock_bound)
+        return tick.has_moved and self.looks_at_time
 
     def _only_gains(self, tick: Tick) -> bool:
         """Whether what is read has new rows in this tick, and that is all."""
@@ -372,21 +371,6 @@ class Refresher:
         index = occurrence.index
         return self._storage.unpacked(self._physical[index], self._columns_of[index], occurrence.alias)
 
-    def _expiring_columns(self) -> Iterator[tuple[str, TimeFilter]]:
-        """The output columns by which rows of a source's view expire: its log may be shorter than the view."""
-        for time_filter in self.analysis.time_filters:
-            subjects = {expression.sql().partition(".")[2] for expression in time_filter.subject.values()}
-            column = next(
-                (name for name, traced in self.analysis.outputs.items() if _is_the_same(traced, time_filter)), None
-            )
-            if column is None or not time_filter.keeps_newer:
-                raise UnsupportedSql(
-                    "a view of a Kafka source may filter by time with `column > NOW() - INTERVAL …` alone, "
-                    f"and must select that column ({', '.join(sorted(subjects))})",
-                    self.relation.path,
-                )
-            yield column, time_filter
-
 
 def _same(columns: Iterable[str], left: str, right: str, nulls: frozenset[str]) -> str:
     return " AND ".join(f"{left}.{quoted(c)} {_equals(c, nulls)} {right}.{quoted(c)}" for c in columns)
@@ -400,11 +384,6 @@ def _same_as(columns: Iterable[str], left: str, right: str, named: dict[str, str
 def _equals(column: str, nulls: frozenset[str]) -> str:
     """DuckDB prunes what it scans by the keys of a plain equality alone."""
     return "IS NOT DISTINCT FROM" if column in nulls else "="
-
-
-def _is_the_same(output: Traced, time_filter: TimeFilter) -> bool:
-    """Whether a column is what a filter looks at, in whichever branch."""
-    return all(i in output and output[i].sql() == subject.sql() for i, subject in time_filter.subject.items())
 
 
 def _combined(way: str, old: str, new: str) -> str:
