@@ -31,6 +31,7 @@ from recs_platform.engines.local.intake import (
     PartitionLag,
     Position,
 )
+from recs_platform.engines.local.kafka_reader import table_of
 from recs_platform.stack.broker import broker
 from recs_platform.stack.process import running
 from recs_platform.stack.service import free_port
@@ -180,7 +181,7 @@ def test_a_batch_is_no_larger_than_asked(kafka_servers: str, topic: str) -> None
 def test_large_messages_are_read_ahead_by_their_bytes(
     kafka_servers: str, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recs_platform.engines.local.intake.AHEAD_BYTES", 1_000_000)
+    monkeypatch.setattr("recs_platform.engines.local.kafka_reader.AHEAD_BYTES", 1_000_000)
     send(kafka_servers, topic, *(str(i) * 200_000 for i in range(10)), *("x" * 900_000 for _ in range(30)))
     with reading(kafka_servers, topic) as intake:
         taken = Taken(intake)
@@ -408,7 +409,7 @@ def test_transactions_are_read_once_committed_and_their_marks_are_no_lag(
 def test_a_timestamp_that_is_in_no_year_there_is_counts_as_none(timestamp: int | None, is_kept: bool) -> None:
     """As of a producer that counts in micro- or nanoseconds."""
     record = SimpleNamespace(value=b"x", key=None, partition=0, offset=0, timestamp=timestamp)
-    [received] = intake_module._table([record])["received_at"].to_pylist()
+    [received] = table_of([record])["received_at"].to_pylist()
     assert (received.timestamp() == 1_790_000_000) is is_kept
     assert is_kept or abs((received - datetime.now(UTC)).total_seconds()) < 60
 
