@@ -21,6 +21,7 @@ import redis
 from recs_platform.catalog import Product
 from recs_platform.catalog_carrier import CatalogTopics
 from recs_platform.engines.local import engine as engine_module
+from recs_platform.engines.local import requests as requests_module
 from recs_platform.engines.local.cdc import CatalogFeed
 from recs_platform.engines.local.changes import CatalogTable
 from recs_platform.engines.local.intake import KafkaIntake
@@ -191,7 +192,7 @@ def test_a_table_that_no_file_reads_any_more_is_not_followed_any_more(shop: Shop
 
 def test_what_is_not_come_to_in_time_is_not_done_later(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop is at a long build while somebody asks for another one, and whoever looks sees that nothing is taken in."""
-    monkeypatch.setattr(engine_module, "HELD_UP", 0.0)
+    monkeypatch.setattr(requests_module, "HELD_UP", 0.0)
     engine, stop, begun, may_end = shop.open(), threading.Event(), threading.Event(), threading.Event()
     done = list[str]()
 
@@ -206,11 +207,11 @@ def test_what_is_not_come_to_in_time_is_not_done_later(shop: Shop, monkeypatch: 
         assert begun.wait(30)
         with pytest.raises(EngineError, match="changing what is deployed for 0 s, and this is not done"):
             engine.ask(lambda: done.append("again"), patience=0.1)
-        eventually(lambda: engine.held_up()[0] > 0)
+        eventually(lambda: engine.requests.held_up()[0] > 0)
         may_end.set()
         assert answer.result(30) == "built"
         assert engine.ask(lambda: "plan") == "plan"
-        seconds, until = engine.held_up()
+        seconds, until = engine.requests.held_up()
         assert (seconds, done) == (0.0, [])
         assert 0 <= time.time() - until < 30
         stop.set()

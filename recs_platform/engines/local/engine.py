@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -25,10 +24,11 @@ from recs_platform.engines.local.database import Database
 from recs_platform.engines.local.intake import Intake, KafkaIntake, PartitionLag
 from recs_platform.engines.local.meter import Meter
 from recs_platform.engines.local.redis_sink import RedisSink
+from recs_platform.engines.local.requests import Requests
 from recs_platform.engines.local.tick_size import TickSize
 from recs_platform.engines.local.waiting import Waiting
 from recs_platform.engines.status import BACKLOG, PartitionStatus
-from recs_platform.errors import EngineBusy, EngineError, SourceError
+from recs_platform.errors import EngineError, SourceError
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan
 from recs_platform.schema import copies, needed_columns
@@ -53,8 +53,6 @@ BETWEEN_TRIMS = 60.0
 STANDS = 60.0  # seconds of one round from which on that is a problem
 BUILDS = 1800.0  # and of a build, which may take long
 RETRY_CATALOG = 1.0
-LONGEST_REQUEST = 3300.0  # seconds that whoever asked waits for; whoever asks over Flight waits for an hour in all
-HELD_UP = 5.0  # seconds; a shorter request is noticed by nobody
 TOPIC = "kafka/"  # what the problem of a topic is called, before its name
 LEFT = "left"  # the fact that names the files somebody has gone back from, or deployed a part of
 
@@ -77,10 +75,7 @@ class Engine:
         self.lags: list[PartitionStatus] = []
         self._newest: dict[str, datetime] = {}  # topic → when the newest message that is taken in was sent
         self.doing, self._round_at = "starting", time.monotonic()
-        self._held_since: float | None = None  # Unix seconds; while a request is answered
-        self._held_until = 0.0  # when the last long one was
-        self._is_over = threading.Event()
-        self._requests: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self.requests = Requests(lambda: f"{self.doing} for {self._standing():.0f} s")
         self._next = {"catalog": 0.0, "trim": 0.0, "lag": 0.0, "compact": 0.0}
         self._clock_moved_at = datetime.fromtimestamp(0, UTC)
         self._written_at = 0.0  # monotonic
@@ -129,13 +124,11 @@ class Engine:
         """Ticks until told to stop. What is away (Kafka, PostgreSQL, Redis) is a problem to show, not an end."""
         while not stop.is_set():
             began = time.monotonic()
-            self._answer_requests()
+            self.requests.answer(self._begin_request)
             taken = self.round()
             took = time.monotonic() - began
             stop.wait(_rest(took, taken))
-        self._is_over.set()
-        for _, answer in self._requests:
-            answer.cancel()
+        self.requests.end()
 
     def close(self) -> None:
         self.intake.close()
@@ -311,36 +304,11 @@ class Engine:
     # -- asked from outside ---------------------------------------------------------------------------------------
 
     def ask(self, request: Callable[[], Any], patience: float = 120.0) -> Any:
-        """Runs something between two ticks, in the loop's own thread, and returns what it returned. Raises `EngineBusy` where
-        it is not come to within `patience` seconds, and then it is not done; once begun it is waited for, an hour at most."""
-        answer: Future[Any] = Future()
-        self._requests.append((request, answer))
-        if not self._is_over.is_set():
-            wait([answer], patience)
-        if answer.cancel():
-            raise EngineBusy(
-                f"the engine has been {self.doing} for {self._standing():.0f} s, and this is not done: ask again when it is over"
-            )
-        wait([answer], LONGEST_REQUEST)
-        if not answer.done():
-            raise EngineError("it is still being done, and goes on: `recs status` shows how far it is")
-        return answer.result()
+        """Runs something between two ticks: see `Requests.ask`."""
+        return self.requests.ask(request, patience)
 
-    def _answer_requests(self) -> None:
-        while self._requests:
-            request, answer = self._requests.popleft()
-            if not answer.set_running_or_notify_cancel():
-                continue
-            self.doing, self._round_at = "changing what is deployed", time.monotonic()
-            self._held_since = since = time.time()
-            try:
-                answer.set_result(request())
-            except Exception as error:  # handed to whoever asked
-                answer.set_exception(error)
-            finally:
-                self._held_since = None
-                if time.time() - since >= HELD_UP:
-                    self._held_until = time.time()
+    def _begin_request(self) -> None:
+        self.doing, self._round_at = "changing what is deployed", time.monotonic()
 
     def plan(self, rebuild: Iterable[str] = (), only: Collection[str] = ()) -> Plan:
         return self.database.plan(self._wanted(only), rebuild)
@@ -464,14 +432,6 @@ class Engine:
     def slot(self) -> str | None:
         """The replication slot it reads through."""
         return self.settings.replication_slot if isinstance(self.feed, CatalogFeed) else None
-
-    def held_up(self) -> tuple[float, float]:
-        """For how many seconds nothing has been taken in because what is deployed is changed, 0.0 where that is not so; and when
-        that was last so, in seconds since 1970. Asked from another thread."""
-        since, now = self._held_since, time.time()
-        if since is None or now - since < HELD_UP:
-            return 0.0, self._held_until
-        return round(now - since, 1), now
 
     def _standing(self) -> float:
         return time.monotonic() - self._round_at

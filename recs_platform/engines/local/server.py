@@ -91,7 +91,7 @@ class EngineServer(flight.FlightServerBase):  # type: ignore[misc]
     def status(self, window: float = FIGURES_WINDOW) -> dict[str, Any]:
         """A `Status`."""
         process = psutil.Process()
-        held_up_seconds, held_up_until = self._engine.held_up()
+        held_up_seconds, held_up_until = self._engine.requests.held_up()
         return {
             "pid": process.pid,
             "memory_bytes": process.memory_info().rss,
