@@ -444,6 +444,19 @@ def test_what_is_gone_from_the_files_is_dropped(shop: Shop) -> None:
         assert sensor.asked() == [], "somebody has gone back from that"
 
 
+def test_what_an_engine_keeps_for_a_while_is_dropped_after_that(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repairs, "BETWEEN_TRIES", 0.0)
+    monkeypatch.setattr(LocalEngine, "deployed", lambda _: {"extra": "1" * 8})
+    with dg.DagsterInstance.ephemeral() as instance:
+        sensor = Deploying(shop, instance)
+        materialized(instance, sensor.pipeline, sensor.pipeline.relations)
+        [request] = sensor.asked()
+        run_of(request, instance, dg.DagsterRunStatus.SUCCESS)
+        assert sensor.asked() == [], "so that one can go back"
+        monkeypatch.setenv("RECS_GRACE_SECONDS", "0")
+        assert selected(sensor.asked()) == [[]]
+
+
 def test_an_engine_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECS_ENGINE_URL", f"grpc://127.0.0.1:{free_port()}")
     with pytest.raises(dg.RetryRequested):

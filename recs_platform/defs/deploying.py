@@ -34,7 +34,7 @@ def deploy_when_changed(pipeline: Pipeline) -> dg.SensorDefinition:
     def sensor(context: dg.SensorEvaluationContext, platform: dg.ResourceParam[Platform]) -> dg.SensorResult:
         """One run for one state of the files, once none is under way; tried again where it came to nothing because something was
         away. One that is refused fails, and waits for a person or for other files."""
-        instance, before = context.instance, repairs.load(context.cursor)
+        instance, before, now = context.instance, repairs.load(context.cursor), time.time()
         if _is_under_way(instance):
             return dg.SensorResult(skip_reason="a deployment is under way", cursor=context.cursor)
         changed = _changed(instance, pipeline)
@@ -43,12 +43,15 @@ def deploy_when_changed(pipeline: Pipeline) -> dg.SensorDefinition:
                 gone = sorted(engine.deployed().keys() - pipeline.relations.keys())
                 is_rolled_back = bool(engine.status().get("gone_back"))
                 refused = refusal(engine, ()) if changed or gone else None
+            # what an engine keeps for a while, so that one can go back, goes with the first deployment after that
+            kept_until = now - platform.settings().grace_seconds
         except RecsError as error:
             return dg.SensorResult(skip_reason=str(error), cursor=context.cursor)
         ill = [pipeline.digest] if changed or gone else []
         tried = pipeline.digest in before and before[pipeline.digest].tries
         may_deploy = not is_rolled_back and not (refused and tried)  # a breaking change is refused where it can be seen
-        after, due = repairs.follow(before, ill, time.time(), (), may_deploy, failed(instance, before), looks=1)
+        again = failed(instance, before) | {d for d, i in before.items() if not changed and i.repaired_at < kept_until}
+        after, due = repairs.follow(before, ill, now, (), may_deploy, again, looks=1)
         words = str(refused.description) if refused else f"{len(changed)} changed, {len(gone)} gone"
         return dg.SensorResult(
             run_requests=[_run(after[pipeline.digest].run, changed)] if due else [],
