@@ -207,7 +207,7 @@ def _of_slot(source: Relation, slot: str, row: Mapping[str, Any] | None, remedy:
     if row is None:
         return Reading(key, state={**state, "problem": f"PostgreSQL has no replication slot {slot!r}"})
     numbers = {name: row[name] for name in ("lag_bytes", "retained_bytes", "bytes_until_lost") if row[name] is not None}
-    if remedy:  # an engine that makes its slot anew looks into it now and then, and holds it no longer
+    if remedy:  # one that makes its slot anew by itself holds it only now and then, which says nothing
         numbers["slot_active"] = int(row["active"])
     return Reading(key, numbers, state={**state, "wal_status": row["wal_status"] or "unknown"})
 
