@@ -35,4 +35,5 @@ class Connection:
         self.inner.unregister(name)
 
     def close(self) -> None:
+        self._parsed.cache_clear()
         self.inner.close()
