@@ -33,7 +33,7 @@ from recs_platform.cli import main
 from recs_platform.definitions import defs
 from recs_platform.defs import catalog, deploying, files, health, stream
 from recs_platform.defs.dead_runs import give_up_dead
-from recs_platform.defs.incidents import failed
+from recs_platform.defs.incidents import failed, run_of
 from recs_platform.defs.observe import observer
 from recs_platform.defs.resources import Platform
 from recs_platform.engines import connect
@@ -351,9 +351,11 @@ def test_no_deployment_takes_checks_along() -> None:
     """They would be shown as failed where the deployment is refused."""
     for name in ("deploy_pipeline", "rebuild_views", "resync_sinks"):
         assert not loaded().resolve_job_def(name).asset_layer.asset_graph.asset_check_keys, name
+    assert run_of("one of them", ["products_sink"]).asset_check_keys == []
+    assert run_of("all of the job", []).asset_check_keys is None
 
 
-def run_of(request: dg.RunRequest, instance: dg.DagsterInstance, status: dg.DagsterRunStatus) -> dg.DagsterRun:
+def started(request: dg.RunRequest, instance: dg.DagsterInstance, status: dg.DagsterRunStatus) -> dg.DagsterRun:
     tags = {"dagster/run_key": str(request.run_key)}
     return instance.add_run(dg.DagsterRun(job_name="deploy_pipeline", status=status, tags=tags))
 
@@ -400,7 +402,7 @@ def test_what_is_saved_is_deployed_once_also_while_a_deployment_runs(shop: Shop)
         [request] = sensor.asked()
         assert selected([request]) == [edited]
         sensor.edit(8)
-        run = run_of(request, instance, dg.DagsterRunStatus.STARTED)
+        run = started(request, instance, dg.DagsterRunStatus.STARTED)
         assert sensor.asked() == [], "one is under way"
         instance.report_run_canceled(run)
         assert selected(sensor.asked()) == [edited]
@@ -418,13 +420,13 @@ def test_a_deployment_that_came_to_nothing_is_tried_again_and_one_that_is_refuse
         for tries in range(repairs.TRIES):
             [request] = sensor.asked()
             assert ("again" in str(request.run_key)) is bool(tries)
-            run_of(request, instance, dg.DagsterRunStatus.FAILURE)
+            started(request, instance, dg.DagsterRunStatus.FAILURE)
         assert sensor.asked() == [], "not for ever"
         sensor.edit(10)
         sink = shop.settings.sql_dir / "products_sink.sql"
         sink.write_text(sink.read_text().replace("price, image_url", "price AS cost, image_url"))
         [request] = sensor.asked()
-        run_of(request, instance, dg.DagsterRunStatus.FAILURE)
+        started(request, instance, dg.DagsterRunStatus.FAILURE)
         assert sensor.asked() == [], "it would be refused again"
 
 
@@ -451,7 +453,7 @@ def test_what_an_engine_keeps_for_a_while_is_dropped_after_that(shop: Shop, monk
         sensor = Deploying(shop, instance)
         materialized(instance, sensor.pipeline, sensor.pipeline.relations)
         [request] = sensor.asked()
-        run_of(request, instance, dg.DagsterRunStatus.SUCCESS)
+        started(request, instance, dg.DagsterRunStatus.SUCCESS)
         assert sensor.asked() == [], "so that one can go back"
         monkeypatch.setenv("RECS_GRACE_SECONDS", "0")
         assert selected(sensor.asked()) == [[]]

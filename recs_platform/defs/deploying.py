@@ -5,7 +5,7 @@ import time
 import dagster as dg
 
 from recs_platform import repairs
-from recs_platform.defs.incidents import failed
+from recs_platform.defs.incidents import failed, run_of
 from recs_platform.defs.resources import Platform, pipeline_now
 from recs_platform.defs.stream import DEPLOY, JOBS, SENSOR_SECONDS, refusal
 from recs_platform.errors import RecsError
@@ -54,7 +54,8 @@ def deploy_when_changed(pipeline: Pipeline) -> dg.SensorDefinition:
         after, due = repairs.follow(before, ill, now, (), may_deploy, again, looks=1)
         words = str(refused.description) if refused else f"{len(changed)} changed, {len(gone)} gone"
         return dg.SensorResult(
-            run_requests=[_run(after[pipeline.digest].run, changed)] if due else [],
+            # of all where something is merely gone: that has no box any more
+            run_requests=[run_of(after[pipeline.digest].run, changed)] if due else [],
             skip_reason=None if due else words,
             cursor=repairs.dump(after),
         )
@@ -71,8 +72,3 @@ def _changed(instance: dg.DagsterInstance, pipeline: Pipeline) -> list[str]:
     """The relations that no run has deployed as their files are now."""
     deployed = instance.get_latest_materialization_code_versions([dg.AssetKey(r.name) for r in pipeline])
     return [r.name for r in pipeline if deployed.get(dg.AssetKey(r.name)) != r.fingerprint]
-
-
-def _run(run_key: str, changed: list[str]) -> dg.RunRequest:
-    """Of what has changed; where something is merely gone, of all: what is gone has no box any more."""
-    return dg.RunRequest(run_key=run_key, asset_selection=[dg.AssetKey(name) for name in changed] or None)
