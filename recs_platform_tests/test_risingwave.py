@@ -747,6 +747,25 @@ def test_a_slot_that_no_setting_leads_to_keeps_nothing_else_from_going(
     assert told[-1] == f"dropped {slot}"
 
 
+def test_what_somebody_reads_of_one_version_keeps_no_other_of_that_name(cluster: Cluster) -> None:
+    path = cluster.engine.settings.sql_dir / "views" / "trending_products.sql"
+    before = path.read_text()
+    cluster.engine.apply()
+    read = physical_name("trending_products", cluster.engine.deployment().live["trending_products"])
+    path.write_text(before.replace("rank <= 10", "rank <= 8"))
+    cluster.catalog.refuses = "DROP VIEW IF EXISTS trending_products__next_"
+    cluster.engine.apply()
+    cluster.catalog.refuses = None
+    helper = next(name for name in cluster.catalog.relations if "__next_" in name)
+    cluster.catalog.execute(f"CREATE VIEW of_somebody AS SELECT * FROM {helper}".encode())
+    cluster.engine.settings = replace(cluster.engine.settings, grace_seconds=0.0)
+    path.write_text(before.replace("rank <= 10", "rank <= 6"))
+    cluster.engine.apply()
+    kept = [version.physical_name for version in cluster.engine.deployment().of("trending_products")]
+    assert len(kept) == 2
+    assert kept[0] == read, "and what is live"
+
+
 def test_what_is_told_and_kept_holds_no_password(cluster: Cluster) -> None:
     told = list[str]()
     plan = cluster.engine.apply(tell=lambda step, done, words: told.append(f"{step} {words}"))

@@ -386,7 +386,10 @@ class RisingWaveEngine:
         views = self._views()
         for text in publication(name, version, views):
             self._session.do(text)
-        for helper in helpers(name, views) | {helper_of(name, version, views)} if name in views else ():
+        self._drop_helpers(name, views | {helper_of(name, version, views)} if name in views else views)
+
+    def _drop_helpers(self, name: str, views: set[str]) -> None:
+        for helper in helpers(name, views):
             # what somebody else reads of it stays on the version it was made of, as theirs does: that is told when it is dropped
             with suppress(QueryError):
                 self._session.do(f"DROP VIEW IF EXISTS {helper}", refused=QueryError)
@@ -399,10 +402,7 @@ class RisingWaveEngine:
 
     def drop(self, version: Version) -> None:
         """A connection takes its replication slot along. Raises `SourceError` where that is still held."""
-        for helper in helpers(
-            version.name, self._views()
-        ):  # one that a run left reads some version, and nothing else does
-            self._session.do(f"DROP VIEW IF EXISTS {helper}")
+        self._drop_helpers(version.name, self._views())  # one that a switch has left may stand for this version
         self._session.do(removal(version))
         if version.is_connection:
             self.drop_slot(self._slot_of(version))
