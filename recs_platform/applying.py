@@ -24,7 +24,7 @@ from redis.exceptions import LockError
 
 from recs_platform.deployment import Deployment, Version
 from recs_platform.errors import EngineBusy, EngineError, EngineUnavailable, SourceError
-from recs_platform.physical_names import VersionId, physical_names, taken_apart
+from recs_platform.physical_names import VersionId, physical_name, physical_names, taken_apart
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, Step, Tell
 from recs_platform.serving import keys, versions
@@ -83,7 +83,10 @@ class Applier:
         for version in going:
             if version.kind == Kind.SINK:
                 self._verify(version, pipeline[version.name], plan.targets)
+        lost = self._lost(going, deployment)
         self._switch(going, _replaced_by(going, plan.targets, deployment))
+        for physical, name in lost.items():  # and the sweep comes to them
+            self._redis.hset(keys.REPLACED, physical, f"{NEVER_LIVE} {name}")
         self._forget_notes(plan.targets)
         self._retire(plan)
 
@@ -114,24 +117,27 @@ class Applier:
             self._create(step, pipeline[step.name], plan.targets, step.physical_name in begun)
 
     def _create(self, step: Step, relation: Relation, targets: Mapping[str, VersionId], is_begun: bool) -> None:
-        version, physical, is_known = targets[relation.name], step.physical_name, False
+        version, physical = targets[relation.name], step.physical_name
         if not is_begun:
             self._tell(step, None, "being created")
             self._lease.check()
-            if relation.kind is Kind.SINK:  # it writes at once: where this is gone later, so is what it wrote
-                is_known = not self._redis.set(keys.marker(relation.redis_name, str(version)), "1", nx=True)
+            if relation.kind is Kind.SINK:
+                self._make_room(relation.redis_name, str(version))
             self._engine.create(relation, targets)
         self._await_build(step)
         if relation.kind is Kind.VIEW and relation.is_materialized:
             self._engine.wait()
-        built = self._engine.deployment().get(relation.name, version)
-        if built is None:
+        if self._engine.deployment().get(relation.name, version) is None:
             raise EngineError(f"{physical} was not built: {self._engine.failure(physical)}")
         self._fill(step, relation, version)
-        if is_known:
-            self._verify(built, relation, targets)
-            self._prune(built, relation, targets)
         self._tell(step, 1.0, "built")
+
+    def _make_room(self, name: str, version: str) -> None:
+        """Of what a sink of the same name wrote that the engine has no more nothing is left: the new one would not take it back."""
+        marker = keys.marker(name, version)
+        if self._redis.exists(marker):
+            versions.remove(self._redis, name, version)
+        self._redis.set(marker, "1")  # it writes at once: where this is gone later, so is what it wrote
 
     def _await_build(self, step: Step) -> None:
         physical, before, least, deadline = step.physical_name, "", float("inf"), 0.0
@@ -188,13 +194,6 @@ class Applier:
                 )
             time.sleep(BETWEEN_LOOKS)
 
-    def _prune(self, version: Version, sink: Relation, targets: Mapping[str, VersionId]) -> None:
-        """Removes what an earlier sink of the same version has left in Redis and no row stands for: dropped by hand, or with the
-        whole of the engine."""
-        found = set(versions.document_keys(self._redis, sink.redis_name, str(version.id)))
-        # asked after: what has come meanwhile is not among those that were found
-        versions.unlink_all(self._redis, found - set(self._engine.sink_keys(sink, targets)["key"].to_pylist()))
-
     def _compare(
         self, sink: Relation, targets: Mapping[str, VersionId], chosen: Sequence[str], deadline: float
     ) -> None:
@@ -220,6 +219,16 @@ class Applier:
     def _going_over(plan: Plan, deployment: Deployment) -> list[Version]:
         wanted = [deployment.get(name, version) for name, version in plan.targets.items()]
         return [version for version in wanted if version and not version.is_live]
+
+    def _lost(self, going: Sequence[Version], deployment: Deployment) -> dict[str, str]:
+        """Physical name → `<name>` of the keys that readers leave though the engine has no sink of theirs to drop any more."""
+        there, found = {(version.redis_name, str(version.id)) for version in deployment.versions}, dict[str, str]()
+        for version in going:
+            if name := version.redis_name:
+                id = self._redis.get(keys.pointer(name))
+                if id and (name, id) not in there:
+                    found[physical_name(version.name, str(id))] = name
+        return found
 
     def _switch(self, going: Sequence[Version], replaced: Collection[Version] = ()) -> None:
         self._lease.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 from recs_platform.capabilities import Capabilities
 from recs_platform.deployment import Deployment, Version
@@ -63,13 +64,15 @@ def make_plan(
     capabilities: Capabilities,
     rebuild: Iterable[str] = (),
     only: Collection[str] | None = None,
+    lost: Mapping[str, VersionId] = MappingProxyType({}),
 ) -> Plan:
     """The steps from what is deployed to what `sql/` says.
 
     Relations named in `rebuild` are built anew although their fingerprint stands. Everything that reads a relation with
     a new version has a new one itself, so that a change cascades by itself. A version that is there already, left by a
     plan that was cut short, is not created again; one that is not whole yet is waited for. With `only`, all other
-    relations stay on the version they have.
+    relations stay on the version they have. `lost`: versions that readers are on though the engine has them no more, so
+    that others are to be made beside them.
     """
     again = set(rebuild)
     for name in again:
@@ -80,7 +83,7 @@ def make_plan(
     if only is not None:
         wanted = [r for r in wanted if r.name in only]
     staying = {name: id for name, id in live.items() if only is not None and name not in only}
-    targets = staying | _targets(wanted, deployment, again - in_place, staying)
+    targets = staying | _targets(wanted, deployment, again - in_place, staying, lost)
     creates = [
         Step(Action.CREATE, r.name, str(targets[r.name]), _reason(r, targets, deployment, again))
         for r in wanted
@@ -95,7 +98,11 @@ def make_plan(
 
 
 def _targets(
-    wanted: Iterable[Relation], deployment: Deployment, again: set[str], staying: Mapping[str, VersionId]
+    wanted: Iterable[Relation],
+    deployment: Deployment,
+    again: set[str],
+    staying: Mapping[str, VersionId],
+    lost: Mapping[str, VersionId],
 ) -> dict[str, VersionId]:
     """The version each relation is to have: one that is there where it is right and reads the right ones."""
     targets = dict(staying)
@@ -106,7 +113,12 @@ def _targets(
         if relation.name in again:
             right = [v for v in right if _is_begun(v, deployment.live.get(relation.name))]
         chosen = max(right, key=lambda v: (v.is_live, v.id.generation), default=None)
-        newer = VersionId(relation.fingerprint, 1 + max((v.id.generation for v in known), default=-1))
+        used = [
+            id
+            for id in (*(v.id for v in known), lost.get(relation.name))
+            if id and id.fingerprint == relation.fingerprint
+        ]
+        newer = VersionId(relation.fingerprint, 1 + max((id.generation for id in used), default=-1))
         targets[relation.name] = chosen.id if chosen else newer
     return targets
 

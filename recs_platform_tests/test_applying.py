@@ -279,6 +279,10 @@ def test_documents_that_an_earlier_sink_of_the_same_version_has_left_go(
     cluster.redis.set(keys.prefix("lists", version) + "gone", "{}")
     if is_live:
         cluster.redis.set(keys.pointer("lists"), version)
+    cluster.dies_at = 1 + list(wanted.relations).index("lists_sink")  # the moment that one is there
+    with pytest.raises(CutShort):
+        apply(cluster, wanted)
+    cluster.dies_at = None
     apply(cluster, wanted)
     assert read(cluster.redis, "lists") == sorted(ROWS)
     assert cluster.redis.get(keys.prefix("lists", version) + "gone") is None

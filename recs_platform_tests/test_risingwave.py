@@ -480,6 +480,26 @@ def test_an_emptied_redis_is_filled_by_sinks_that_are_written_anew(
     assert not cluster.engine.plan().creates
 
 
+def test_an_emptied_risingwave_writes_beside_what_readers_are_on(cluster: Cluster) -> None:
+    cluster.engine.apply()
+    sinks = Pipeline.of(cluster.engine.settings).of_kind(Kind.SINK)
+    before = cluster.engine.deployment().live["products_sink"]
+    cluster.redis.set(document := keys.document("products", str(before), "p1"), "{}")
+    cluster.catalog.relations.clear()
+    cluster.catalog.refuses = "CREATE SINK products_sink"
+    with pytest.raises(EngineError):
+        cluster.engine.apply()
+    assert cluster.redis.exists(document)
+    assert cluster.redis.get(keys.pointer("products")) == str(before)
+    cluster.catalog.refuses = None
+    cluster.engine.apply()
+    live = cluster.engine.deployment().live
+    assert {live[sink.name].generation for sink in sinks} == {1}
+    assert live["trending_products"].generation == 0
+    assert not cluster.redis.exists(document), "which nobody would remove any more"
+    assert not cluster.engine.plan()
+
+
 def test_an_audit_sees_that_redis_was_emptied_and_how_to_mend_it(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,8 +12,8 @@ import redis
 from recs_platform.deployment import Deployment, Version
 from recs_platform.engines.risingwave.session import Session
 from recs_platform.errors import EngineError
-from recs_platform.physical_names import VersionId, mentioned, physical_names, taken_apart
-from recs_platform.pipeline import Kind
+from recs_platform.physical_names import VersionId, mentioned, physical_name, physical_names, taken_apart
+from recs_platform.pipeline import Kind, Relation
 from recs_platform.serving import keys
 
 RELATIONS = "SELECT id, name, relation_type, definition FROM rw_catalog.rw_relations ORDER BY id"
@@ -91,6 +91,13 @@ def pointed_to(connection: redis.Redis, known: Iterable[Version]) -> set[str]:
     sinks = [version for version in known if version.redis_name]
     pointers = connection.mget([keys.pointer(str(sink.redis_name)) for sink in sinks]) if sinks else []
     return {sink.physical_name for sink, id in zip(sinks, cast(list[str], pointers), strict=True) if id == str(sink.id)}
+
+
+def without_sink(connection: redis.Redis, sinks: Sequence[Relation], deployment: Deployment) -> dict[str, VersionId]:
+    """Sink → the version that its pointer names, where the catalog has none such."""
+    pointers = connection.mget([keys.pointer(sink.redis_name) for sink in sinks]) if sinks else []
+    named = {s.name: taken_apart(physical_name(s.name, str(id))) for s, id in zip(sinks, pointers, strict=True) if id}
+    return {name: parts[1] for name, parts in named.items() if parts and not deployment.get(name, parts[1])}
 
 
 def progress_of(session: Session) -> dict[str, str]:

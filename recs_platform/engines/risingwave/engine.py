@@ -35,6 +35,7 @@ from recs_platform.engines.risingwave.deployed import (
     pointed_to,
     progress_of,
     standing,
+    without_sink,
 )
 from recs_platform.engines.risingwave.happenings import Happenings, happenings, in_words
 from recs_platform.engines.risingwave.lag import begun_anew, partitions
@@ -179,7 +180,9 @@ class RisingWaveEngine:
         chosen = going_along(pipeline, live, only) if only else None
         emptied = [name for name in self._emptied(deployment) if name in pipeline.relations]
         lost = {name for name in emptied if chosen is None or name in chosen}.difference(rebuild)
-        plan = make_plan(pipeline, deployment, self.capabilities, {*rebuild, *lost}, chosen)
+        plan = make_plan(
+            pipeline, deployment, self.capabilities, {*rebuild, *lost}, chosen, self._unwritten(pipeline, deployment)
+        )
         self._check_names(pipeline[name] for name in plan.targets if name not in live)
         self._check_catalog(version, (pipeline[name] for name in plan.creates))
         why = "Redis has lost its keys"
@@ -194,6 +197,11 @@ class RisingWaveEngine:
                 for sink in deployment.unread
                 if sink.redis_name and not self._redis.exists(keys.marker(sink.redis_name, str(sink.id)))
             ]
+
+    def _unwritten(self, pipeline: Pipeline, deployment: Deployment) -> dict[str, VersionId]:
+        """Sink → the version that readers are on though nothing writes it any more: the RisingWave was emptied, or the sink dropped."""
+        with self._answering():
+            return without_sink(self._redis, pipeline.of_kind(Kind.SINK), deployment)
 
     # -- what is there --------------------------------------------------------------------------------------------
 
