@@ -6,31 +6,25 @@ on from there. Two at once are kept apart by a lock in Redis that its owner has 
 
 from __future__ import annotations
 
-import getpass
-import os
 import re
-import socket
 import sys
-import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
 from random import sample
 from typing import Protocol, cast
 
 import pyarrow as pa
 import redis
-from redis.exceptions import LockError
 
 from recs_platform.deployment import Deployment, Version
-from recs_platform.errors import EngineBusy, EngineError, EngineUnavailable, SourceError
+from recs_platform.errors import EngineError, EngineUnavailable, SourceError
+from recs_platform.lease import Lease
 from recs_platform.physical_names import VersionId, physical_name, physical_names, taken_apart
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Action, Plan, Step, Tell
 from recs_platform.serving import keys, versions
 from recs_platform.serving.documents import is_document_of
 
-LOCK_SECONDS = 30.0
 BETWEEN_LOOKS = 0.2
 BETWEEN_COUNTS = 2.0  # of all rows of a table, in two places
 VERIFY_SECONDS = 600.0
@@ -361,55 +355,6 @@ def _seconds_behind(progress: str) -> float | None:
     if match is None:
         return None
     return sum(float(number) * _UNITS[unit] for number, unit in _SPAN.findall(match[1]))
-
-
-class Lease:
-    """The right to apply, until it is lost: an emptied Redis knows of no lock, and one that is away for long lets it end."""
-
-    def __init__(self) -> None:
-        self.is_lost = threading.Event()
-
-    def check(self) -> None:
-        """Raises `EngineBusy` where somebody else may apply by now."""
-        if self.is_lost.is_set():
-            raise EngineBusy(
-                "Redis has lost the lock of this run: somebody else may apply. `recs apply` goes on from here"
-            )
-
-
-@contextmanager
-def locked(connection: redis.Redis) -> Iterator[Lease]:
-    """Nobody else applies meanwhile. Raises `EngineBusy` naming who does. A dead owner's lock ends by itself."""
-    owner = f"{getpass.getuser()} on {socket.gethostname()}, process {os.getpid()}"
-    lock = connection.lock(keys.APPLY_LOCK, timeout=LOCK_SECONDS, thread_local=False)
-    if not lock.acquire(blocking=False, token=f"{owner}, {os.urandom(8).hex()}"):
-        holder = str(connection.get(keys.APPLY_LOCK) or "somebody").rpartition(",")[0]
-        raise EngineBusy(f"{holder} applies just now; if that is not so, the lock ends within {LOCK_SECONDS:.0f} s")
-    done, lease = threading.Event(), Lease()
-
-    def renew() -> None:
-        renewed = time.monotonic()
-        while not done.wait(LOCK_SECONDS / 10):
-            try:
-                lock.reacquire()
-                renewed = time.monotonic()
-            except LockError:
-                lease.is_lost.set()
-                return
-            except redis.RedisError:
-                if time.monotonic() - renewed > LOCK_SECONDS:
-                    lease.is_lost.set()
-                    return
-
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
-        yield lease
-    finally:
-        done.set()
-        thread.join()
-        with suppress(LockError, redis.RedisError):
-            lock.release()
 
 
 def _example(sink: Relation, key: str) -> str:

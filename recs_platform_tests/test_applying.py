@@ -13,13 +13,14 @@ import pyarrow as pa
 import pytest
 import redis
 
-from recs_platform import applying
-from recs_platform.applying import Applier, Lease, locked, replacements
+from recs_platform import applying, lease
+from recs_platform.applying import Applier, replacements
 from recs_platform.awaiting import wait_until
 from recs_platform.choice import going_along
 from recs_platform.deployment import Deployment, Version
 from recs_platform.engines.risingwave.engine import CAPABILITIES
 from recs_platform.errors import EngineBusy, EngineError, SourceError
+from recs_platform.lease import Lease, locked
 from recs_platform.physical_names import VersionId, physical_name, physical_names
 from recs_platform.pipeline import Kind, Pipeline, Relation
 from recs_platform.plan import Plan, make_plan
@@ -574,7 +575,7 @@ def test_two_at_once_are_kept_apart(connection: redis.Redis) -> None:
     with locked(connection):
         with pytest.raises(EngineError, match=r"process \d+ applies just now"), locked(connection):
             pass
-        assert 0 < connection.pttl(keys.APPLY_LOCK) <= applying.LOCK_SECONDS * 1000
+        assert 0 < connection.pttl(keys.APPLY_LOCK) <= lease.LOCK_SECONDS * 1000
     with locked(connection):
         pass
 
@@ -582,19 +583,19 @@ def test_two_at_once_are_kept_apart(connection: redis.Redis) -> None:
 def test_who_has_lost_the_lock_changes_nothing_more(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(applying, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(lease, "LOCK_SECONDS", 0.3)
     wanted = pipeline(tmp_path, FILES)
     plan = make_plan(wanted, cluster.deployment(), CAPABILITIES)
-    with locked(cluster.redis) as lease:
+    with locked(cluster.redis) as held:
         cluster.redis.flushall()
-        assert wait_until(lease.is_lost.is_set, 10)
+        assert wait_until(held.is_lost.is_set, 10)
         with pytest.raises(EngineBusy, match="somebody else may apply"):
-            Applier(cluster, cluster.redis, lease, 0.0).apply(wanted, plan)
+            Applier(cluster, cluster.redis, held, 0.0).apply(wanted, plan)
     assert cluster.told == ["prepare"]
 
 
 def test_a_lock_lives_as_long_as_its_owner(connection: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(applying, "LOCK_SECONDS", 2.0)
+    monkeypatch.setattr(lease, "LOCK_SECONDS", 2.0)
     left: list[int] = []
 
     def is_renewed_again_and_again() -> bool:

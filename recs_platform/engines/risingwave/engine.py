@@ -17,7 +17,7 @@ from typing import TypeVar, cast
 import pyarrow as pa
 from confluent_kafka import KafkaException
 
-from recs_platform.applying import Applier, locked, replacements
+from recs_platform.applying import Applier, replacements
 from recs_platform.capabilities import Capabilities
 from recs_platform.catalog import ensure_catalog
 from recs_platform.choice import going_along
@@ -65,6 +65,7 @@ from recs_platform.errors import (
     StoreUnavailable,
 )
 from recs_platform.kafka_address import hosts
+from recs_platform.lease import locked
 from recs_platform.physical_names import (
     VersionId,
     with_public_names,
