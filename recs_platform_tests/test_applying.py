@@ -270,6 +270,19 @@ def test_a_build_that_follows_what_comes_in_gets_on_where_it_comes_nearer(
     assert read(cluster.redis, "lists") == sorted(ROWS)
 
 
+@pytest.mark.parametrize(
+    ("progress", "seconds"),
+    [
+        ("LogStore [2 epochs, avg lag 99ms]", 0.099),
+        ("LogStore [avg lag 1m 2s]", 62.0),
+        ("LogStore [max lag: 1.5s]", 1.5),
+        ("Snapshot [50.00% (1/2)]", None),
+    ],
+)
+def test_how_far_a_build_is_behind_is_read_from_the_engines_words(progress: str, seconds: float | None) -> None:
+    assert applying._seconds_behind(progress) == (seconds if seconds is None else pytest.approx(seconds))
+
+
 @pytest.mark.parametrize("is_live", [False, True], ids=["", "and are read"])
 def test_documents_that_an_earlier_sink_of_the_same_version_has_left_go(
     cluster: Cluster, tmp_path: Path, is_live: bool
